@@ -1,0 +1,1 @@
+"""What work costs and what fits: models, data sheets, rooflines, sharing, memory, profiles."""

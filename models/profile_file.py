@@ -1,0 +1,49 @@
+"""The JSON file of a `Profile`, as pydantic checks it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class ParameterEntry(BaseModel):
+    """One parameter: value and standard error in SI units, and its source."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+    value: float
+    stderr: float | None = Field(default=None, ge=0)
+    source: str
+
+
+class ProfileFile(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+    version: Literal[1]
+    name: str
+    gpu: str
+    kind: Literal["data sheet", "fitted"]
+    graphed_prefill: bool = False
+    provenance: dict[str, str]
+    residuals: dict[str, float]
+    parameters: dict[str, ParameterEntry]
+    by_gpu: dict[str, dict[str, ParameterEntry]] = {}
+
+
+Content = TypeVar("Content", bound=BaseModel)
+
+
+def first_fault(model: type[Content], document: Any, place: str) -> Content:
+    """Return *document* checked against *model*, or raise a ValueError of one line.
+
+    The line holds every fault with its key path.
+    """
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(str(part) for part in fault['loc']) or 'the document'}: {fault['msg']}"
+            for fault in error.errors(include_url=False, include_input=False)
+        ]
+        raise ValueError(f"{place}: {'; '.join(faults)}") from None

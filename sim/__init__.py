@@ -1,0 +1,1 @@
+"""What happens: one simulated GPU, its processes and their requests."""

@@ -1,0 +1,150 @@
+"""The sequences that decode together, kept so that k steps cost as much as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
+
+
+class Member:
+    """A sequence's stay in a decode batch.
+
+    `joined` and `ends` are step numbers of the batch; `tokens` is the KV length at `joined`, and
+    `last_token` the time of the token before the stay.
+    """
+
+    __slots__ = ("ends", "joined", "last_token", "request", "tokens")
+
+    def __init__(
+        self, request: int, tokens: int, joined: int, ends: int, last_token: float
+    ) -> None:
+        self.request = request
+        self.tokens = tokens
+        self.joined = joined
+        self.ends = ends
+        self.last_token = last_token
+
+
+class DecodeBatch:
+    """The running set of a decode worker.
+
+    Every step gives each member one token and one KV slot. The batch knows, without walking its members:
+    the KV tokens that the next step attends to, how many of the contexts still grow (all, but for a sliding window),
+    the step at which the first member ends, and the blocks that the next k steps will take. The last comes from counting the
+    members by the step, modulo the block size, at which they begin a new block.
+
+    The world knows when a member ends (`ends`); schedulers must not ask.
+    """
+
+    def __init__(self, block_size: int, window: int | None) -> None:
+        self.size = 0
+        self.attended = 0
+        self.growing = 0
+        self.step = 0
+        self.newly_joined = 0  # members whose first step is the next one
+        self.members: dict[int, Member] = {}  # by request, in order of admission
+        self._window = window
+        self._block_size = block_size
+        self._new_block_at = [0] * block_size  # members by (step of a new block) mod block size
+        self._ends: list[tuple[int, int]] = []
+        self._full_windows: list[tuple[int, int]] = []
+
+    def add(self, request: int, tokens: int, remaining: int, last_token: float) -> None:
+        """Take in a sequence with `tokens` KV tokens and `remaining` output tokens to come."""
+        step = self.step
+        ends = step + remaining
+        self.members[request] = Member(request, tokens, step, ends, last_token)
+        self.size += 1
+        self.newly_joined += 1
+        self._new_block_at[(step - tokens) % self._block_size] += 1
+        heappush(self._ends, (ends, request))
+        attended = tokens + 1
+        if self._window is not None and attended >= self._window:
+            self.attended += self._window
+        else:
+            self.attended += attended
+            self.growing += 1
+            if self._window is not None and step + self._window - attended <= ends:
+                heappush(self._full_windows, (step + self._window - attended, request))
+
+    def steps_to_change(self) -> int:
+        """Steps until a member ends or fills its window; the batch must not be empty."""
+        steps = self._ends[0][0] - self.step
+        if self._full_windows:
+            steps = min(steps, self._full_windows[0][0] - self.step)
+        return steps
+
+    def blocks_for(self, steps: int) -> int:
+        """KV blocks that the next `steps` steps will take from the pool."""
+        rounds, rest = divmod(steps, self._block_size)
+        blocks = self.size * rounds
+        if rest:
+            at = self.step % self._block_size
+            counts = self._new_block_at
+            end = at + rest
+            if end <= self._block_size:
+                blocks += sum(counts[at:end])
+            else:
+                blocks += sum(counts[at:]) + sum(counts[: end - self._block_size])
+        return blocks
+
+    def steps_with(self, blocks: int, at_most: int) -> int:
+        """The most steps, up to `at_most`, that `blocks` blocks suffice for."""
+        low, high = 0, at_most
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.blocks_for(middle) <= blocks:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def advance(self, steps: int) -> Sequence[Member]:
+        """Make `steps` steps, and take out and return the members that ended."""
+        self.step = now = self.step + steps
+        self.attended += steps * self.growing
+        self.newly_joined = 0
+        full = self._full_windows
+        while full and full[0][0] <= now:
+            heappop(full)
+            self.growing -= 1
+        if self._ends[0][0] > now:
+            return ()
+        ended = []
+        while self._ends and self._ends[0][0] <= now:
+            request = heappop(self._ends)[1]
+            member = self.members.pop(request)
+            self._forget(member)
+            ended.append(member)
+        return ended
+
+    def remove(self, request: int) -> Member:
+        """Take out a member before its end (preempted)."""
+        member = self.members.pop(request)
+        if member.joined == self.step:
+            self.newly_joined -= 1
+        self._ends = [entry for entry in self._ends if entry[1] != request]
+        heapify(self._ends)
+        if any(entry[1] == request for entry in self._full_windows):
+            self._full_windows = [e for e in self._full_windows if e[1] != request]
+            heapify(self._full_windows)
+            self.growing -= 1
+            self.attended -= member.tokens + self.step - member.joined + 1
+            self._unfile(member)
+        else:
+            self._forget(member)
+        return member
+
+    def _forget(self, member: Member) -> None:
+        """Take a member out of the sums, its window entry being gone."""
+        attended = member.tokens + self.step - member.joined + 1
+        if self._window is not None and attended >= self._window:
+            self.attended -= self._window
+        else:
+            self.attended -= attended
+            self.growing -= 1
+        self._unfile(member)
+
+    def _unfile(self, member: Member) -> None:
+        self.size -= 1
+        self._new_block_at[(member.joined - member.tokens) % self._block_size] -= 1

@@ -1,0 +1,303 @@
+"""From a deployment to a simulated GPU with its processes, pools and lines of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from simpy import Environment
+
+from splitwiser.models.cost import CostModel
+from splitwiser.models.gpu import Gpu
+from splitwiser.models.llm import Llm
+from splitwiser.models.memory import MemoryPlan, plan_memory
+from splitwiser.models.profile import Profile
+from splitwiser.models.sharing import sharing_for
+from splitwiser.sim.deployment import Deployment, Workers
+from splitwiser.sim.device import Device, ExclusiveDevice, Rates, SharedDevice
+from splitwiser.sim.kv import BlockPool, PrefixPool
+from splitwiser.sim.log import Log
+from splitwiser.sim.phases import DecodeWorker, PrefillWorker
+from splitwiser.sim.queues import Queue, Source, waiting_line
+from splitwiser.sim.schedulers import ChunkedWorker, ContinuousWorker, StaticWorker
+from splitwiser.sim.worker import WATERMARK, Costs, Steps, Worker, World
+from splitwiser.traces.trace import Trace
+
+AnyWorker = TypeVar("AnyWorker", bound=Worker)
+
+ENGINES: dict[str, type[Worker]] = {
+    "static": StaticWorker,
+    "continuous": ContinuousWorker,
+    "chunked": ChunkedWorker,
+}
+ONE_PROCESS = (
+    "streams",
+    "green_contexts",
+)  # regimes in which the workers are threads of one process
+
+
+@dataclass(frozen=True, slots=True)
+class Physics:
+    """The laws of a simulated GPU: what steps cost for each group of workers, and how tasks share it."""
+
+    costs: Callable[[Workers], Costs]
+    sharing: Rates
+
+    @classmethod
+    def of(cls, deployment: Deployment, llm: Llm, gpu: Gpu, profile: Profile) -> Physics:
+        """The laws that a profile states."""
+
+        def costs(group: Workers) -> Costs:
+            return CostModel(
+                llm,
+                gpu,
+                profile,
+                sm_share=1.0 if group.sm_percent is None else group.sm_percent / 100,
+                eager=deployment.enforce_eager,
+                whole_device_grids=deployment.sharing == "green_contexts",
+            )
+
+        return cls(costs, sharing_for(deployment.sharing, profile))
+
+
+def memory_plan(deployment: Deployment, llm: Llm, gpu: Gpu, profile: Profile) -> MemoryPlan:
+    """What the deployment puts into the GPU's memory; `blocks` is the size of one of its `pools`.
+
+    Raises `DoesNotFit` with the sum written out.
+    """
+    groups = list(deployment.each())
+    tokens = [max(1, group.max_num_batched_tokens) for group in groups]
+    tokens = [
+        group.max_num_seqs if group.phase == "decode" else size
+        for group, size in zip(groups, tokens, strict=True)
+    ]
+    seqs = [group.max_num_seqs for group in groups]
+    if deployment.sharing in ONE_PROCESS:
+        tokens, seqs = [sum(tokens)], [sum(seqs)]
+    own_pools = any(group.phase == "both" for group in groups)
+    return plan_memory(
+        llm,
+        gpu,
+        profile,
+        processes=len(tokens),
+        weight_copies=1 if deployment.weights == "shared" else len(tokens),
+        prefill_tokens=tokens,
+        max_num_seqs=seqs,
+        utilisation=deployment.gpu_memory_utilization,
+        block_size=deployment.block_size,
+        num_gpu_blocks=deployment.num_gpu_blocks,
+        pools=len(groups) if own_pools else 1,
+    )
+
+
+class Simulation:
+    """One GPU, its processes and its traffic, ready to run."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        deployment: Deployment,
+        llm: Llm,
+        memory: MemoryPlan,
+        physics: Physics,
+        profile: Profile,
+        gpu: Gpu,
+    ) -> None:
+        self.env = Environment()
+        self.log = Log(len(trace))
+        self.deployment = deployment
+        self._trace = trace
+        self._memory = memory
+        self._profile = profile
+        self._physics = physics
+        # Before a ready server a request waits for its own tokenising only.
+        self._frontend = deployment.tokenize_s if deployment.start == "ready" else 0.0
+        device: Device = (
+            ExclusiveDevice(self.env, self.log)
+            if deployment.processes == 1
+            else SharedDevice(self.env, physics.sharing, self.log)
+        )
+        prompts = trace.prompt_tokens.tolist()
+        room = (llm.max_context - trace.prompt_tokens).clip(min=0)
+        self.truncated = int((trace.output_tokens > room)[room > 0].sum())
+        self.output_tokens = trace.output_tokens.clip(max=room)
+        copy = profile.value("pcie_efficiency") * gpu.pcie
+        self._block_copy = 2 * memory.block_bytes / gpu.bandwidth  # read here, written there
+        self.source = Source(
+            (trace.arrival + self._frontend).tolist(), trace.max_concurrency, self._refuse
+        )
+        self.world = World(
+            env=self.env,
+            device=device,
+            log=self.log,
+            source=self.source,
+            prompt_tokens=prompts,
+            output_tokens=self.output_tokens.tolist(),
+            window=llm.sliding_window,
+            swap=deployment.preemption == "swap",
+            swap_seconds_per_block=memory.block_bytes / copy,
+        )
+        self.pools: list[BlockPool] = []
+        self.workers: list[Worker] = []
+        if any(group.phase == "both" for group in deployment.workers):
+            self._build_engines()
+        else:
+            self._build_split()
+        self.source.never = self._never(llm.max_context)
+        for queue in self.source.queues:
+            queue.settle()
+        for worker, ready in zip(self.workers, self._ready(), strict=True):
+            self.env.process(_life(self.env, worker, ready))
+
+    def run(self, until: float | None = None) -> None:
+        """Run to the end of the traffic, or to the time `until`."""
+        self.env.run(until)
+
+    # Parts ------------------------------------------------------------------------------------
+
+    def _build_engines(self) -> None:
+        """Whole engines, each with a pool of its own."""
+        groups = list(self.deployment.each())
+        count, requests = len(groups), len(self._trace)
+        routing = self.deployment.routing
+        if routing == "shared_queue" or count == 1:
+            lines = [range(requests)]
+        elif routing == "contiguous":
+            lines = [
+                range(requests * r // count, requests * (r + 1) // count) for r in range(count)
+            ]
+            self.source.queue_of = lambda request: (count * (request + 1) - 1) // requests
+        else:
+            lines = [range(r, requests, count) for r in range(count)]
+            self.source.queue_of = lambda request: request % count
+        queues = [self._queue(line) for line in lines]
+        for index, group in enumerate(groups):
+            pool = self._pool(self._memory.blocks, hashed=group.scheduler != "static")
+            queue = queues[index % len(queues)]
+            worker = self._worker(ENGINES[group.scheduler], index, group, queue, pool)
+            queue.on_arrival.append(partial(self.world.device.break_at, worker.task))
+
+    def _build_split(self) -> None:
+        """Prefill and decode processes, over one pool or with a pool each."""
+        queue = self._queue(range(len(self._trace)))
+        separate = self.deployment.kv == "separate"
+        decoders: list[DecodeWorker] = []
+        groups = list(self.deployment.each())
+        prefill_pool, decode_pools = self._split_pools(groups)
+        for index, group in enumerate(groups):
+            if group.phase == "decode":
+                pool = decode_pools[len(decoders) % len(decode_pools)]
+                decoder = self._worker(DecodeWorker, index, group, queue, pool)
+                decoders.append(decoder)
+                if separate:
+                    decoder.source_pool = prefill_pool
+                    decoder.copy_seconds_per_block = self._block_copy
+                else:
+                    pool.reclaim.append(decoder.reclaim)
+                pool.on_free.append(decoder.memory_came_free)
+            else:
+                prefiller = self._worker(PrefillWorker, index, group, queue, prefill_pool)
+                prefiller.decoders = decoders
+                prefiller.handover_seconds = self._profile.value("handover")
+        prefill_pool.on_free.append(queue.wake)
+
+    def _split_pools(self, groups: Sequence[Workers]) -> tuple[BlockPool, list[BlockPool]]:
+        """The prefill side's pool, and those of the decode processes.
+
+        With separate pools the prefill side gets room for two batches of each process (one computed, one
+        being copied out), at most half of the memory; the decode processes share the rest equally.
+        """
+        total = self._memory.blocks
+        if self.deployment.kv == "shared":
+            pool = self._pool(total)
+            return pool, [pool]
+        batches = sum(2 * g.max_num_batched_tokens for g in groups if g.phase == "prefill")
+        prefill = min(total // 2, ceil(batches / self.deployment.block_size))
+        decoders = sum(1 for g in groups if g.phase == "decode")
+        each = (total - prefill) // decoders
+        return self._pool(prefill), [self._pool(each, hashed=False) for _ in range(decoders)]
+
+    def _pool(self, blocks: int, hashed: bool = True) -> BlockPool:
+        prefix = self._trace.prefix
+        size = self.deployment.block_size
+        pool: BlockPool
+        if hashed and prefix is not None and self.deployment.prefix_caching:
+            pool = PrefixPool(
+                blocks,
+                size,
+                lambda request: prefix.row(request).tolist(),
+                self._trace.prompt_tokens.tolist(),
+                prefix.block_tokens,
+            )
+        else:
+            pool = BlockPool(blocks, size)
+        self.pools.append(pool)
+        return pool
+
+    def _queue(self, requests: range) -> Queue:
+        line = waiting_line(self.deployment.order, self._trace.prompt_tokens.tolist())
+        queue = Queue(self.env, self.source, requests, line)
+        self.source.queues.append(queue)
+        return queue
+
+    def _worker(
+        self, kind: type[AnyWorker], index: int, group: Workers, queue: Queue, pool: BlockPool
+    ) -> AnyWorker:
+        worker = kind(
+            self.world,
+            index,
+            self._physics.costs(group),
+            queue,
+            pool,
+            group.max_num_seqs,
+            group.max_num_batched_tokens,
+        )
+        self.workers.append(worker)
+        return worker
+
+    # Beginnings and ends ----------------------------------------------------------------------
+
+    def _ready(self) -> list[float]:
+        """When each process can take its first request."""
+        count = self.deployment.processes
+        if self.deployment.start == "ready":
+            return [0.0] * count
+        startup = self.deployment.startup_s
+        if startup is None:
+            startup = self._profile.value("startup")
+        if self.deployment.start == "cold":
+            return [startup] * count
+        # As the paper's code: a process starts once its part is tokenised, and parts go in turn.
+        requests = len(self._trace)
+        return [
+            startup * (r + 1) + self.deployment.tokenize_s * (requests * (r + 1) // count)
+            for r in range(count)
+        ]
+
+    def _never(self, max_context: int) -> frozenset[int]:
+        """The requests that can never be served: no room in the context, or in a pool."""
+        prompts = self._trace.prompt_tokens
+        most = min(
+            (pool.total - ceil(WATERMARK * pool.total)) * pool.block_size for pool in self.pools
+        )
+        return frozenset(np.flatnonzero((prompts >= max_context) | (prompts > most)).tolist())
+
+    def _refuse(self, request: int, now: float) -> None:
+        self.log.outcome[request] = Log.REJECTED
+        self.source.complete(now)
+
+    @property
+    def issued(self) -> NDArray[np.float64]:
+        """When each request arrived (with a concurrency limit: when it was issued)."""
+        return np.asarray(self.source.arrival) - self._frontend
+
+
+def _life(env: Environment, worker: Worker, ready: float) -> Steps:
+    if ready:
+        yield env.timeout(ready)
+    yield from worker.run()

@@ -1,0 +1,154 @@
+"""Where requests wait: arrival, concurrency limit, admission order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from heapq import heappop, heappush
+from math import inf
+from typing import Protocol
+
+from simpy import Environment, Event
+
+
+class Waiting(Protocol):
+    """The part of a deque that a scheduler uses; the head is the next to be admitted."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> int: ...
+    def __iter__(self) -> Iterator[int]: ...
+    def append(self, request: int, /) -> None: ...
+    def appendleft(self, request: int, /) -> None: ...
+    def popleft(self) -> int: ...
+
+
+class ShortestPromptFirst:
+    """Waiting requests by prompt length, then arrival; preempted ones come first, as under vLLM."""
+
+    def __init__(self, prompt_tokens: Sequence[int]) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._heap: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def __getitem__(self, index: int) -> int:
+        return self._heap[index][1]  # only the head, 0, is in order
+
+    def __iter__(self) -> Iterator[int]:
+        return (request for _, request in self._heap)
+
+    def append(self, request: int) -> None:
+        heappush(self._heap, (self._prompt_tokens[request], request))
+
+    def appendleft(self, request: int) -> None:
+        heappush(self._heap, (-1, request))
+
+    def popleft(self) -> int:
+        return heappop(self._heap)[1]
+
+
+def waiting_line(order: str, prompt_tokens: Sequence[int]) -> Waiting:
+    """An empty waiting line for an admission order: "fcfs" or "shortest_prompt"."""
+    return deque() if order == "fcfs" else ShortestPromptFirst(prompt_tokens)
+
+
+class Queue:
+    """One line of requests, and when its next one arrives.
+
+    `next_at` is the time of the next arrival as far as it is settled now (infinity where it waits for a
+    completion, or there is none): the world knows it and may jump there. The scheduler sees `waiting`.
+    """
+
+    def __init__(self, env: Environment, source: Source, requests: range, waiting: Waiting) -> None:
+        self.env = env
+        self.waiting = waiting
+        self.next_at = inf
+        self.on_arrival: list[Callable[[float], None]] = []
+        self._source = source
+        self._requests = requests
+        self._cursor = 0
+        self._wake: Event | None = None
+        self._alarm_at = inf
+        self.settle()
+
+    def pull(self, now: float) -> None:
+        """Move what has arrived by `now` into the waiting line; refuse what can never be served."""
+        while self.next_at <= now:
+            request = self._requests[self._cursor]
+            self._cursor += 1
+            if request in self._source.never:
+                self._source.refuse(request, self.next_at)
+            else:
+                self.waiting.append(request)
+            self.settle()
+
+    def settle(self) -> None:
+        """Find out when the next request arrives."""
+        cursor = self._cursor
+        if cursor < len(self._requests) and self._requests[cursor] < self._source.bound:
+            self.next_at = self._source.arrival[self._requests[cursor]]
+        else:
+            self.next_at = inf
+
+    def announce(self) -> None:
+        """A request of this line that waited for a completion elsewhere may come now."""
+        before = self.next_at
+        self.settle()
+        if self.next_at < before:
+            for listener in self.on_arrival:
+                listener(self.next_at)
+            self.wake()
+
+    def wait(self) -> Event:
+        """An event at which an idle worker should look at the line again."""
+        if self._wake is None:
+            self._wake = self.env.event()
+        if self.next_at < self._alarm_at:
+            self._alarm_at = self.next_at
+            alarm = self.env.timeout(max(0.0, self.next_at - self.env.now))
+            alarm.callbacks.append(self._ring)
+        return self._wake
+
+    def _ring(self, _: Event) -> None:
+        self._alarm_at = inf
+        self.wake()
+
+    def wake(self) -> None:
+        """Let idle workers look at the line again: requests have come, or memory came free."""
+        if self._wake is not None:
+            event, self._wake = self._wake, None
+            event.succeed()
+
+
+class Source:
+    """The traffic: issues the requests of a trace in order, at most `limit` in flight.
+
+    As in vLLM's `--max-concurrency`, request j is issued when its arrival is past and fewer than `limit`
+    requests are in flight; its latency counts from then.
+    """
+
+    def __init__(
+        self,
+        arrival: list[float],
+        limit: int | None,
+        refuse: Callable[[int, float], None],
+    ) -> None:
+        self.arrival = arrival
+        self.queues: list[Queue] = []
+        self.queue_of: Callable[[int], int] = lambda request: 0
+        self.completed = 0
+        self.never: frozenset[int] = frozenset()  # requests too long for the context or the pool
+        self.refuse = refuse
+        self._limit = limit
+        self.bound = len(arrival) if limit is None else min(limit, len(arrival))
+
+    def complete(self, now: float) -> None:
+        """A request left the system: one more may be issued."""
+        self.completed += 1
+        if self._limit is None or self.bound == len(self.arrival):
+            return
+        issued = self.bound
+        self.bound += 1
+        self.arrival[issued] = max(self.arrival[issued], now)
+        self.queues[self.queue_of(issued)].announce()

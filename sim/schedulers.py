@@ -1,0 +1,229 @@
+"""The workers that run both phases: static batches, continuous batching, chunked prefill."""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heapify, heappop, heappush
+from math import inf
+
+from splitwiser.models.work import prompt_pairs
+from splitwiser.sim.batch import Member
+from splitwiser.sim.device import Task
+from splitwiser.sim.worker import Steps, Worker
+
+
+class ContinuousWorker(Worker):
+    """Continuous batching, prefill first (vLLM v0): waiting prompts interrupt decoding at the next step."""
+
+    def run(self) -> Steps:
+        env, queue, batch = self.env, self.queue, self.batch
+        waiting = queue.waiting
+        while True:
+            if queue.next_at <= env.now:
+                queue.pull(env.now)
+            if self.swapped:
+                if (yield from self.swap_in()):
+                    continue
+            elif waiting and batch.size < self.max_seqs:
+                prompts = self.admit(self.max_seqs - batch.size)
+                if prompts is not None:
+                    yield from self.prefill(prompts)
+                    continue
+            if batch.size:
+                yield from self.decode(self.next_decision())
+            else:
+                yield queue.wait()
+
+
+class Partial:
+    """A prompt of which `done` of `tokens` tokens are computed."""
+
+    __slots__ = ("done", "request", "tokens")
+
+    def __init__(self, request: int, done: int, tokens: int) -> None:
+        self.request = request
+        self.done = done
+        self.tokens = tokens
+
+
+class ChunkedWorker(Worker):
+    """Chunked prefill (Sarathi, vLLM v1): every step decodes the batch and fills the token budget with prompt chunks.
+
+    A prompt gets all its blocks when its first chunk is scheduled, as in Sarathi.
+    """
+
+    partials: deque[Partial]
+
+    def run(self) -> Steps:
+        env, queue, batch, pool = self.env, self.queue, self.batch, self.pool
+        self.partials = deque()
+        while True:
+            if queue.next_at <= env.now:
+                queue.pull(env.now)
+            if self.swapped:
+                if (yield from self.swap_in()):
+                    continue
+            elif self.partials or (queue.waiting and batch.size < self.max_seqs):
+                if pool.free < batch.size and not (yield from self.make_room()) and batch.size:
+                    continue
+                step = batch.blocks_for(1)
+                pool.take(step)
+                chunks = self._chunks()
+                if chunks:
+                    yield from self._mixed_step(chunks)
+                    continue
+                pool.give(step)
+            if batch.size:
+                yield from self.decode(self.next_decision())
+            else:
+                yield queue.wait()
+
+    def _chunks(self) -> list[tuple[Partial, int]]:
+        """The chunks of the next step: those begun first, then waiting prompts while budget and pool last."""
+        waiting, pool, world = self.queue.waiting, self.pool, self.world
+        budget = self.max_tokens - self.batch.size
+        chunks: list[tuple[Partial, int]] = []
+        for partial in self.partials:
+            if budget <= 0:
+                return chunks
+            size = min(budget, partial.tokens - partial.done)
+            chunks.append((partial, size))
+            budget -= size
+        while waiting and budget > 0 and self.batch.size + len(self.partials) < self.max_seqs:
+            request = waiting[0]
+            tokens = world.tokens_to_compute(request)
+            if not pool.fits(request, tokens, self.watermark):
+                break
+            waiting.popleft()
+            reused = pool.admit(request, tokens)
+            self.log.reused[request] += reused
+            partial = Partial(request, reused, tokens)
+            self.partials.append(partial)
+            size = min(budget, tokens - reused)
+            chunks.append((partial, size))
+            budget -= size
+        return chunks
+
+    def _mixed_step(self, chunks: list[tuple[Partial, int]]) -> Steps:
+        """One step: a token for every decoding sequence, and the chunks; their blocks are taken already."""
+        batch = self.batch
+        new = complete = 0
+        pairs = kv = 0.0
+        for partial, size in chunks:
+            new += size
+            complete += partial.done + size == partial.tokens
+            causal, read = prompt_pairs(size, partial.done, self.world.window)
+            pairs += causal
+            kv += read
+        cost = self.cost.step(batch.size + new, batch.size + complete, pairs, kv, batch.size)
+        self.mark_scheduled(partial.request for partial, _ in chunks)
+        yield self.start_step(cost, new, mixed=True)
+        now = self.env.now
+        if batch.size:
+            self.last_step = now
+            self.advance(1)
+        for partial, size in chunks:
+            partial.done += size
+            if partial.done == partial.tokens:
+                self.partials.remove(partial)
+                self.emit(partial.request, partial.tokens, now)
+
+
+class StaticWorker(Worker):
+    """Static batches: a batch runs until its longest member has ended; prompts are padded to the longest.
+
+    Rows that have ended go on computing, as in Hugging Face's `generate`. Tokens count when they are made. A row
+    that memory has no room for starts again in a later batch.
+    """
+
+    swaps = False
+
+    def run(self) -> Steps:
+        env, queue, batch = self.env, self.queue, self.batch
+        self._ends: list[tuple[int, int]] = []  # (step, request) of the rows that still get tokens
+        while True:
+            if queue.next_at <= env.now:
+                queue.pull(env.now)
+            if batch.size:
+                yield from self.decode(inf)
+            elif queue.waiting:
+                yield from self._begin()
+            else:
+                yield queue.wait()
+
+    def _begin(self) -> Steps:
+        """Make a batch of what waits, and compute its prompts."""
+        waiting, world, pool = self.queue.waiting, self.world, self.pool
+        requests: list[int] = []
+        longest = 0
+        while waiting and len(requests) < self.max_seqs:
+            tokens = max(longest, world.tokens_to_compute(waiting[0]))
+            if not pool.available((len(requests) + 1) * pool.blocks(tokens) + self.watermark):
+                break
+            longest = tokens
+            requests.append(waiting.popleft())
+        rows = len(requests)
+        for request in requests:
+            pool.admit(request, longest)
+        causal, read = prompt_pairs(longest, 0, world.window)
+        cost = self.cost.step(rows * longest, rows, rows * causal, rows * read, 0)
+        self.mark_scheduled(requests)
+        yield self.start_step(cost, rows * longest)
+        now = self.env.now
+        to_come = [world.emit_first(request, now) for request in requests]
+        for request, remaining in zip(requests, to_come, strict=True):
+            if max(to_come):
+                self.batch.add(request, longest, max(to_come), now)
+            else:
+                pool.release(request, longest)
+            if remaining:
+                heappush(self._ends, (self.batch.step + remaining, request))
+            else:
+                world.finish(request, now)
+
+    def _plan(self, task: Task) -> int:
+        steps = min(super()._plan(task), self._ends[0][0] - self.batch.step)
+        # The ended rows compute, but nobody gets their tokens.
+        task.batch = len(self._ends)
+        task.joined = task.batch if task.joined else 0
+        task.steps = steps
+        return steps
+
+    def advance(self, steps: int) -> None:
+        now = self.env.now
+        rows = dict(self.batch.members)
+        for member in self.batch.advance(steps):
+            self.pool.release(member.request, member.tokens + member.ends - member.joined)
+        while self._ends and self._ends[0][0] <= self.batch.step:
+            step, request = heappop(self._ends)
+            self.leave(rows[request], step)
+            self.world.finish(request, now)
+        self._drop_ended_batch()
+
+    def remaining(self, member: Member) -> int:
+        return next(step for step, request in self._ends if request == member.request) - (
+            self.batch.step
+        )
+
+    def preempt(self) -> int:
+        last = next(reversed(self.batch.members))
+        copied = 0
+        if any(request == last for _, request in self._ends):
+            copied = super().preempt()
+            self._ends = [entry for entry in self._ends if entry[1] != last]
+            heapify(self._ends)
+        else:
+            self._drop(last)
+        self._drop_ended_batch()
+        return copied
+
+    def _drop_ended_batch(self) -> None:
+        """Where all the rows that are left have ended, the batch is over."""
+        if not self._ends:
+            for request in list(self.batch.members):
+                self._drop(request)
+
+    def _drop(self, request: int) -> None:
+        """Take out a row that has ended."""
+        row = self.batch.remove(request)
+        self.pool.release(request, row.tokens + self.batch.step - row.joined)

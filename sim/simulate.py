@@ -1,0 +1,79 @@
+"""`simulate`: a trace through a deployment, to a result."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from splitwiser.sim.result import Result
+
+from splitwiser.models.gpu import Gpu
+from splitwiser.models.llm import Llm
+from splitwiser.models.profile import Profile, profile_for
+from splitwiser.sim.build import Physics, Simulation, memory_plan
+from splitwiser.sim.deployment import Deployment
+from splitwiser.traces.trace import Trace
+
+
+def simulate(
+    trace: Trace,
+    deployment: Deployment,
+    llm: Llm,
+    gpu: Gpu,
+    profile: Profile | None = None,
+    *,
+    until: float | None = None,
+    physics: Physics | None = None,
+) -> Result:
+    """Serve `trace` with `deployment` on one simulated `gpu`, and return what became of every request.
+
+    `profile` states the costs (None: the GPU's built-in one); `physics` replaces what follows from it. `until` ends
+    the simulation at a time in seconds; without it every request runs to its end. The same arguments give the
+    same result, bit for bit. Raises `DoesNotFit` where the deployment does not fit the GPU's memory.
+    """
+    profile = profile if profile is not None else profile_for(gpu.name)
+    memory = memory_plan(deployment, llm, gpu, profile)
+    if physics is None:
+        physics = Physics.of(deployment, llm, gpu, profile)
+    simulation = Simulation(trace, deployment, llm, memory, physics, profile, gpu)
+    with _no_garbage_collection():
+        simulation.run(until)
+    notes = list(trace.notes)
+    if simulation.truncated:
+        notes.append(
+            f"{simulation.truncated} requests would outgrow the context of {llm.max_context} tokens; "
+            "their output ends there"
+        )
+    return Result.from_log(
+        simulation.log,
+        arrival=simulation.issued,
+        prompt_tokens=trace.prompt_tokens,
+        output_tokens=simulation.output_tokens,
+        until=until,
+        meta={
+            "model_id": llm.name,
+            "gpu": gpu.name,
+            "profile": profile.name,
+            "profile_kind": profile.kind,
+            "backend": "splitwiser-sim",
+            "deployment": deployment.as_dict(),
+            "memory": memory.lines(),
+            "num_gpu_blocks": [pool.total for pool in simulation.pools],
+            "traffic": trace.name,
+            "max_concurrency": trace.max_concurrency,
+            "notes": notes,
+        },
+    )
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A simulation makes no cycles to speak of, and the collector would walk its live objects for nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,386 @@
+"""What all workers have in common: a process on the shared GPU with a decode batch and a KV pool."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+from math import ceil, inf, isnan
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from simpy import Environment, Event
+
+from splitwiser.models.cost import StepCost
+from splitwiser.models.work import prompt_pairs
+from splitwiser.sim.batch import DecodeBatch, Member
+from splitwiser.sim.device import NOTHING, Device, Task
+from splitwiser.sim.kv import BlockPool
+from splitwiser.sim.log import Log
+from splitwiser.sim.queues import Queue, Source
+
+T = TypeVar("T")
+Steps = Generator[Event, Any, None]
+
+UNBOUNDED = 1 << 62
+WATERMARK = 0.01  # of the pool stays free when a prompt is admitted (vLLM's default)
+REREAD = 1.125  # a decode batch states its demand anew when its attended tokens grew by this factor
+
+
+class Costs(Protocol):
+    """What a step costs alone (`splitwiser.models.cost.CostModel`)."""
+
+    def step(
+        self, tokens: float, outputs: float, pairs: float, prompt_kv: float, decodes: float
+    ) -> StepCost:
+        """The cost of a step that computes prompts, decodes, or both."""
+        ...
+
+    def decode(self, batch: int) -> StepCost:
+        """The cost of a pure decode step."""
+        ...
+
+
+class Swapped(NamedTuple):
+    """A sequence whose KV blocks wait in host memory."""
+
+    request: int
+    tokens: int
+    last_token: float
+
+
+class Prompts(NamedTuple):
+    """Prompts that are computed in one step."""
+
+    requests: list[int]
+    lengths: list[int]  # KV tokens of each when it is done
+    tokens: int  # to compute, without those found in the prefix cache
+    pairs: float
+    kv: float
+
+
+@dataclass(slots=True)
+class World:
+    """What the workers of one simulation share."""
+
+    env: Environment
+    device: Device
+    log: Log
+    source: Source
+    prompt_tokens: list[int]
+    output_tokens: list[int]
+    window: int | None
+    swap: bool  # preempt by swapping to host memory, not by recomputing
+    swap_seconds_per_block: float
+    generated: dict[int, tuple[int, float]] = field(default_factory=dict)  # of preempted requests
+
+    def tokens_to_compute(self, request: int) -> int:
+        """The prompt, and after a preemption also what had been generated."""
+        if request in self.generated:
+            return self.prompt_tokens[request] + self.generated[request][0]
+        return self.prompt_tokens[request]
+
+    def remaining(self, request: int, tokens: int) -> int:
+        """Output tokens to come for a sequence with `tokens` KV tokens (its last token has none yet)."""
+        return self.prompt_tokens[request] + self.output_tokens[request] - tokens - 1
+
+    def emit_first(self, request: int, now: float) -> int:
+        """A prompt is computed and gives a token; how many are then still to come."""
+        if request in self.generated:
+            generated, last_token = self.generated.pop(request)
+            self.log.regained.append(now - last_token)
+            return self.output_tokens[request] - generated - 1
+        self.log.first_token[request] = now
+        return self.output_tokens[request] - 1
+
+    def finish(self, request: int, now: float) -> None:
+        """A request got its last token."""
+        self.log.finished[request] = now
+        self.source.complete(now)
+
+    def abort(self, request: int, now: float) -> None:
+        """A request that the pool cannot hold even alone leaves unfinished."""
+        self.log.outcome[request] = Log.ABORTED
+        self.source.complete(now)
+
+
+class Worker(ABC):
+    """A process on the GPU: it schedules, and has at most one run on the device at a time.
+
+    Subclasses say in `run` what they do next. `max_seqs` and `max_tokens` are vLLM's `max_num_seqs` and
+    `max_num_batched_tokens`.
+    """
+
+    swaps = True  # whether it can preempt by swapping to host memory
+
+    def __init__(
+        self,
+        world: World,
+        index: int,
+        cost: Costs,
+        queue: Queue,
+        pool: BlockPool,
+        max_seqs: int,
+        max_tokens: int,
+    ) -> None:
+        self.world = world
+        self.env = world.env
+        self.device = world.device
+        self.log = world.log
+        self.index = index
+        self.cost = cost
+        self.queue = queue
+        self.pool = pool
+        self.max_seqs = max_seqs
+        self.max_tokens = max_tokens
+        self.task = Task(index)
+        self.batch = DecodeBatch(pool.block_size, world.window)
+        self.swapped: deque[Swapped] = deque()
+        self.watermark = ceil(WATERMARK * pool.total)
+        self._costs: dict[int, StepCost] = {}  # of pure decode steps, by batch size
+        self._prompt_costs: dict[tuple[int, float], StepCost] = {}  # of single prompts
+        self._stated = NOTHING  # the demand of the decode batch, as it was last stated
+        self._stated_size = 0
+        self._stated_until = 0.0  # attended tokens
+        self.reserved = 0  # blocks taken for the run that is going on
+        self.last_step = 0.0  # when the last decode step ended
+
+    @abstractmethod
+    def run(self) -> Steps:
+        """The life of the process, for SimPy."""
+
+    def after(self, seconds: float, act: Callable[[T], None], item: T) -> None:
+        """Do `act(item)` when `seconds` have passed."""
+        timer = self.env.timeout(seconds)
+        timer.callbacks.append(lambda _: act(item))
+
+    # Decoding ---------------------------------------------------------------------------------
+
+    def decode(self, break_at: float) -> Steps:
+        """Decode until the batch changes, or to the first step boundary at or after `break_at`."""
+        batch, pool, task = self.batch, self.pool, self.task
+        if pool.free < batch.size and not (yield from self.make_room()):
+            return
+        steps = self._plan(task)
+        reserved = batch.blocks_for(steps)
+        if reserved > pool.free:
+            task.steps = steps = batch.steps_with(pool.free, steps)
+            reserved = batch.blocks_for(steps)
+        pool.take(reserved)
+        self.reserved = reserved
+        task.break_at = break_at
+        task.blocks = pool.total - pool.free
+        yield self.device.start(task)
+        if task.steps != steps:
+            self.reclaim()
+        self.reserved = 0
+        self.last_step = self.env.now
+        self.advance(task.steps)
+
+    def advance(self, steps: int) -> None:
+        """The batch has made `steps` steps: its ended members leave."""
+        for member in self.batch.advance(steps):
+            self.leave(member, member.ends)
+            self.pool.release(member.request, member.tokens + member.ends - member.joined)
+            self.world.finish(member.request, self.env.now)
+
+    def remaining(self, member: Member) -> int:
+        """Tokens that a member has still to get."""
+        return member.ends - self.batch.step
+
+    def _plan(self, task: Task) -> int:
+        """Write the longest run of equal batch into `task`; its number of steps."""
+        batch = self.batch
+        size = batch.size
+        cost = self._costs.get(size)
+        if cost is None:
+            cost = self._costs[size] = self.cost.decode(size)
+        steps = batch.steps_to_change()
+        gpu = cost.gpu + cost.gpu_per_token * batch.attended
+        growth = cost.gpu_per_token * batch.growing
+        if gpu < cost.host:  # bound by the host until the contexts have grown enough
+            if growth > 0.0:
+                steps = min(steps, ceil((cost.host - gpu) / growth))
+            gpu, growth = cost.host, 0.0
+        if self.device.needs_demand:
+            steps = min(steps, self._state_demand(task, cost))
+        task.first = gpu + cost.overhead
+        task.growth = growth
+        task.batch = size
+        task.joined = batch.newly_joined
+        task.tokens = 0
+        task.steps = steps
+        return steps
+
+    def _state_demand(self, task: Task, cost: StepCost) -> int:
+        """Say what the batch asks of the GPU, and for how many steps that holds.
+
+        It is that of the first step after a change of members, until the contexts have grown by an eighth.
+        """
+        batch = self.batch
+        if (
+            batch.newly_joined
+            or batch.size != self._stated_size
+            or batch.attended >= self._stated_until
+        ):
+            self._stated = cost.demand(batch.attended)
+            self._stated_size = batch.size
+            self._stated_until = REREAD * batch.attended
+        task.demand = self._stated
+        if not batch.growing:
+            return UNBOUNDED
+        return max(1, ceil((self._stated_until - batch.attended) / batch.growing))
+
+    def leave(self, member: Member, step: int) -> None:
+        """Write down a member's stay in the batch, which ended after `step` steps."""
+        self.log.stays.extend((member.request, self.index, member.joined, step, member.last_token))
+
+    def next_decision(self) -> float:
+        """When the next arrival may change the batch; never, where it could not be admitted anyway."""
+        queue = self.queue
+        if self.batch.size >= self.max_seqs or queue.waiting or self.swapped:
+            return inf
+        return queue.next_at
+
+    # Memory -----------------------------------------------------------------------------------
+
+    def reclaim(self) -> None:
+        """Give back the blocks that a run which is cut short will not need."""
+        if self.reserved:
+            self.device.break_at(self.task, self.env.now)
+            needed = self.batch.blocks_for(self.task.steps)
+            if needed < self.reserved:
+                unused, self.reserved = self.reserved - needed, needed
+                self.pool.give(unused)
+
+    def make_room(self) -> Generator[Event, Any, bool]:
+        """Preempt until the next step has its blocks; False where the batch must be looked at anew."""
+        batch = self.batch
+        copied = 0
+        while batch.size and not self.pool.available(batch.blocks_for(1)):
+            copied += self.preempt()
+        if copied:
+            yield self.env.timeout(copied * self.world.swap_seconds_per_block)
+        return batch.size > 0 and not copied
+
+    def preempt(self) -> int:
+        """Take the member admitted last out of the batch; the blocks to copy to host memory."""
+        world, batch, pool = self.world, self.batch, self.pool
+        request = next(reversed(batch.members))
+        member = batch.remove(request)
+        self.leave(member, batch.step)
+        pool.release(request, member.tokens + batch.step - member.joined)
+        last_token = self.last_step if batch.step > member.joined else member.last_token
+        generated = world.output_tokens[request] - self.remaining(member)
+        tokens = world.prompt_tokens[request] + generated - 1  # the last one has no KV yet
+        self.log.preemptions[request] += 1
+        needed = pool.blocks(tokens + 1)
+        if self.swaps and world.swap and needed <= pool.total:
+            self.swapped.append(Swapped(request, tokens, last_token))
+            return pool.blocks(tokens)
+        if needed + self.watermark <= pool.total:
+            world.generated[request] = (generated, last_token)
+            self.queue.waiting.appendleft(request)
+            self.queue.wake()
+        else:
+            world.abort(request, self.env.now)
+        return 0
+
+    def swap_in(self) -> Generator[Event, Any, bool]:
+        """Bring back swapped sequences that fit, in order; whether there were any."""
+        batch, pool = self.batch, self.pool
+        copied = 0
+        while self.swapped and batch.size < self.max_seqs:
+            request, tokens, last_token = self.swapped[0]
+            if not pool.fits(request, tokens + 1, self.watermark if batch.size else 0):
+                break
+            self.swapped.popleft()
+            pool.admit(request, tokens)
+            batch.add(request, tokens, self.world.remaining(request, tokens), last_token)
+            copied += pool.blocks(tokens)
+        if copied:
+            yield self.env.timeout(copied * self.world.swap_seconds_per_block)
+        return copied > 0
+
+    # Prompts ----------------------------------------------------------------------------------
+
+    def admit(self, room: int) -> Prompts | None:
+        """Take waiting requests, in order, that fit the pool, `room` sequences and `max_tokens` new tokens.
+
+        A prompt longer than `max_tokens` runs alone, as under vLLM without chunked prefill.
+        """
+        waiting, pool, world = self.queue.waiting, self.pool, self.world
+        requests: list[int] = []
+        lengths: list[int] = []
+        new_tokens = 0
+        pairs = kv = 0.0
+        while waiting and len(requests) < room:
+            request = waiting[0]
+            tokens = world.tokens_to_compute(request)
+            if requests and new_tokens + tokens > self.max_tokens:
+                break
+            if not pool.fits(request, tokens, self.watermark):
+                break
+            waiting.popleft()
+            reused = pool.admit(request, tokens)
+            if reused:
+                self.log.reused[request] += reused
+            requests.append(request)
+            lengths.append(tokens)
+            new_tokens += tokens - reused
+            causal, read = prompt_pairs(tokens - reused, reused, world.window)
+            pairs += causal
+            kv += read
+        return Prompts(requests, lengths, new_tokens, pairs, kv) if requests else None
+
+    def prefill(self, prompts: Prompts) -> Steps:
+        """Compute whole prompts in one step; their sequences then go where `computed` sends them."""
+        requests, lengths, tokens, pairs, kv = prompts
+        key = (tokens, pairs)
+        cost = self._prompt_costs.get(key) if len(requests) == 1 else None
+        if cost is None:
+            cost = self.cost.step(tokens, len(requests), pairs, kv, 0)
+            if len(requests) == 1:
+                self._prompt_costs[key] = cost
+        self.mark_scheduled(requests)
+        yield self.start_step(cost, tokens)
+        now = self.env.now
+        for request, length in zip(requests, lengths, strict=True):
+            self.emit(request, length, now)
+
+    def mark_scheduled(self, requests: Iterable[int]) -> None:
+        """Note when requests were scheduled first."""
+        scheduled, now = self.log.scheduled, self.env.now
+        for request in requests:
+            if isnan(scheduled[request]):
+                scheduled[request] = now
+
+    def start_step(self, cost: StepCost, tokens: int, mixed: bool = False) -> Event:
+        """Begin one step that computes `tokens` prompt tokens, with the decode batch if it is `mixed`."""
+        task, batch = self.task, self.batch
+        attended = batch.attended if mixed else 0
+        task.first = cost.seconds(attended)
+        task.growth = 0.0
+        task.steps = 1
+        task.batch = batch.size if mixed else 0
+        task.joined = batch.newly_joined if mixed else 0
+        task.tokens = tokens
+        task.blocks = self.pool.total - self.pool.free
+        task.break_at = inf
+        if self.device.needs_demand:
+            task.demand = cost.demand(attended)
+        return self.device.start(task)
+
+    def emit(self, request: int, tokens: int, now: float) -> None:
+        """A prompt of `tokens` tokens is computed, and gives its request a token."""
+        self.pool.publish(request)
+        remaining = self.world.emit_first(request, now)
+        if remaining:
+            self.computed(request, tokens, remaining)
+        else:
+            self.pool.release(request, tokens)
+            self.world.finish(request, now)
+
+    def computed(self, request: int, tokens: int, remaining: int) -> None:
+        """A prompt is computed: its sequence decodes here."""
+        self.batch.add(request, tokens, remaining, self.env.now)

@@ -1,0 +1,1 @@
+"""How should prefill and decode share one GPU?"""
