@@ -108,12 +108,12 @@ class DecodeBatch:
         while full and full[0][0] <= now:
             heappop(full)
             self.growing -= 1
-        if self._ends[0][0] > now:
+        ends = self._ends
+        if ends[0][0] > now:
             return ()
         ended = []
-        while self._ends and self._ends[0][0] <= now:
-            request = heappop(self._ends)[1]
-            member = self.members.pop(request)
+        while ends and ends[0][0] <= now:
+            member = self.members.pop(heappop(ends)[1])
             self._forget(member)
             ended.append(member)
         return ended
@@ -125,14 +125,10 @@ class DecodeBatch:
             self.newly_joined -= 1
         self._ends = [entry for entry in self._ends if entry[1] != request]
         heapify(self._ends)
-        if any(entry[1] == request for entry in self._full_windows):
-            self._full_windows = [e for e in self._full_windows if e[1] != request]
+        if self._full_windows:
+            self._full_windows = [entry for entry in self._full_windows if entry[1] != request]
             heapify(self._full_windows)
-            self.growing -= 1
-            self.attended -= member.tokens + self.step - member.joined + 1
-            self._unfile(member)
-        else:
-            self._forget(member)
+        self._forget(member)
         return member
 
     def _forget(self, member: Member) -> None:
@@ -143,8 +139,5 @@ class DecodeBatch:
         else:
             self.attended -= attended
             self.growing -= 1
-        self._unfile(member)
-
-    def _unfile(self, member: Member) -> None:
         self.size -= 1
         self._new_block_at[(member.joined - member.tokens) % self._block_size] -= 1

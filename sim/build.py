@@ -25,7 +25,8 @@ from splitwiser.sim.log import Log
 from splitwiser.sim.phases import DecodeWorker, PrefillWorker
 from splitwiser.sim.queues import Queue, Source, waiting_line
 from splitwiser.sim.schedulers import ChunkedWorker, ContinuousWorker, StaticWorker
-from splitwiser.sim.worker import WATERMARK, Costs, Steps, Worker, World
+from splitwiser.sim.worker import WATERMARK, Costs, Steps, Worker
+from splitwiser.sim.world import World
 from splitwiser.traces.trace import Trace
 
 AnyWorker = TypeVar("AnyWorker", bound=Worker)
@@ -152,7 +153,8 @@ class Simulation:
         for queue in self.source.queues:
             queue.settle()
         for worker, ready in zip(self.workers, self._ready(), strict=True):
-            self.env.process(_life(self.env, worker, ready))
+            life = worker.run()
+            self.env.process(_after(self.env, ready, life) if ready else life)
 
     def run(self, until: float | None = None) -> None:
         """Run to the end of the traffic, or to the time `until`."""
@@ -204,7 +206,7 @@ class Simulation:
                 prefiller = self._worker(PrefillWorker, index, group, queue, prefill_pool)
                 prefiller.decoders = decoders
                 prefiller.handover_seconds = self._profile.value("handover")
-        prefill_pool.on_free.append(queue.wake)
+        prefill_pool.on_free.append(queue.memory_came_free)
 
     def _split_pools(self, groups: Sequence[Workers]) -> tuple[BlockPool, list[BlockPool]]:
         """The prefill side's pool, and those of the decode processes.
@@ -297,7 +299,6 @@ class Simulation:
         return np.asarray(self.source.arrival) - self._frontend
 
 
-def _life(env: Environment, worker: Worker, ready: float) -> Steps:
-    if ready:
-        yield env.timeout(ready)
-    yield from worker.run()
+def _after(env: Environment, seconds: float, life: Steps) -> Steps:
+    yield env.timeout(seconds)
+    yield from life

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from math import inf
 from typing import Protocol
 
-from simpy import Environment, Event
+from simpy import Environment, Event, Timeout
 
 from splitwiser.models.cost import Demand
 from splitwiser.sim.log import Log
 from splitwiser.sim.steps import steps_for, work_of
 
 NOTHING = Demand(*[0.0] * len(Demand._fields))
+
+
+ONE = (1.0,)
 
 
 class Task:
@@ -65,7 +68,11 @@ class Task:
 class Device(Protocol):
     """What a worker asks of the device."""
 
-    needs_demand: bool
+    needs_demand: bool  # whether `task.demand` matters
+
+    def clip(self, task: Task) -> None:
+        """Cut `task.steps` at its break as far as that is settled before the run starts."""
+        ...
 
     def start(self, task: Task) -> Event:
         """Begin a run; the event comes when it ends, with `task.steps` the number of steps made."""
@@ -83,18 +90,19 @@ class ExclusiveDevice:
 
     def __init__(self, env: Environment, log: Log) -> None:
         self._env = env
-        self._timeout = env.timeout
         self._write = log.stretches.extend
 
+    def clip(self, task: Task) -> None:
+        room = task.break_at - self._env.now
+        steps, first, growth = task.steps, task.first, task.growth
+        if steps * (first + growth * (steps - 1) * 0.5) > room:
+            task.steps = min(steps, steps_for(room, first, growth))
+
     def start(self, task: Task) -> Event:
-        now = self._env.now
+        env = self._env
+        now = env.now
         steps, first, growth = task.steps, task.first, task.growth
         seconds = steps * (first + growth * (steps - 1) * 0.5)
-        if now + seconds > task.break_at:
-            steps = steps_for(task.break_at - now, first, growth)
-            if steps < task.steps:
-                task.steps = steps
-                seconds = work_of(steps, first, growth)
         self._write(
             (
                 task.worker,
@@ -104,14 +112,14 @@ class ExclusiveDevice:
                 0.0,
                 first,
                 growth,
-                task.steps,
+                steps,
                 task.batch,
                 task.joined,
                 task.tokens,
                 task.blocks,
             )
         )
-        return self._timeout(seconds)
+        return Timeout(env, seconds)
 
     def break_at(self, task: Task, time: float) -> None:
         """Nothing: whoever could ask is the one process itself, between two runs."""
@@ -126,7 +134,12 @@ class Rates(Protocol):
 
 
 class SharedDevice:
-    """A GPU that several processes share at the rates of a sharing model."""
+    """A GPU that several processes share at the rates of a sharing model.
+
+    Whenever a task starts, ends or is to break, it finds the rates anew, and waits for the task that then ends first. That
+    event carries three callbacks: the task ends; its worker goes on, and may start another; the rates are found
+    anew. So a run costs one event, and one more for each time that another task changed its rate.
+    """
 
     needs_demand = True
 
@@ -135,18 +148,22 @@ class SharedDevice:
         self._sharing = sharing
         self._write = log.stretches.extend
         self._active: list[Task] = []
-        self._version = 0
-        self._settling = False
+        self._next_end: Event | None = None
+        self._settling = False  # whether the rates will be found anew at this instant
+
+    def clip(self, task: Task) -> None:
+        """Nothing: at which rate the run will go is not known yet."""
 
     def start(self, task: Task) -> Event:
         task.done = 0.0
         task.goal = work_of(task.steps, task.first, task.growth)
         task.rate = 0.0
         task.since = self._env.now
-        task.event = self._env.event()
+        task.event = event = Event(self._env)
         self._active.append(task)
-        self._settle_soon()
-        return task.event
+        if not self._settling:
+            self._settle_soon()
+        return event
 
     def break_at(self, task: Task, time: float) -> None:
         if task.event is None or time >= task.break_at:
@@ -154,7 +171,8 @@ class SharedDevice:
         task.break_at = time
         if time <= self._env.now:
             self._cut(task)
-        self._settle_soon()
+        if not self._settling:
+            self._settle_soon()
 
     def _cut(self, task: Task) -> None:
         """The break is past: end the run at the first step boundary at or after it."""
@@ -166,22 +184,23 @@ class SharedDevice:
             task.goal = work_of(steps, task.first, task.growth)
 
     def _settle_soon(self) -> None:
-        """Find the new rates once all that happens at this instant has happened."""
-        if not self._settling:
-            self._settling = True
-            settle = self._env.event()
-            settle.callbacks.append(self._settle)
-            settle.succeed()
+        """Settle once all that happens at this instant has happened."""
+        self._settling = True
+        settle = Event(self._env)
+        settle.callbacks.append(self._settle)
+        settle.succeed()
 
     def _settle(self, _: Event) -> None:
-        """Give every task its rate, and wake when the first of them ends."""
+        """Give every task its rate, and wait for the first of them to end."""
         self._settling = False
-        self._version += 1
+        if self._next_end is not None:
+            self._next_end.callbacks.clear()  # things have changed: it will pass unheard
+            self._next_end = None
         active = self._active
         if not active:
             return
         now = self._env.now
-        rates: Sequence[float] = (1.0,)
+        rates: Sequence[float] = ONE
         if len(active) > 1:
             rates = self._sharing.rates([task.demand for task in active])
         soonest, ending = inf, active[0]
@@ -189,43 +208,41 @@ class SharedDevice:
             if task.break_at <= now:
                 self._cut(task)
             if rate != task.rate:
-                self._write_stretch(task, now, steps=-1)
-                task.done += (now - task.since) * task.rate
-                task.since = now
+                if now > task.since:
+                    self._write_stretch(task, now, steps=-1)
+                    task.done += (now - task.since) * task.rate
+                    task.since = now
                 task.rate = rate
-            end = self._end(task)
+            end = task.since + (task.goal - task.done) / rate
+            if end > task.break_at:
+                end = self._end_after_break(task)
             if end < soonest:
                 soonest, ending = end, task
-        wake = self._env.timeout(max(0.0, soonest - now))
-        version = self._version
-        wake.callbacks.append(lambda _: self._wake(version, ending))
+        wake = Timeout(self._env, max(0.0, soonest - now))
+        wake.callbacks.append(self._end)
+        wake.callbacks.extend(ending.event.callbacks)  # its worker
+        wake.callbacks.append(self._settle)
+        self._next_end, self._ending = wake, ending
 
-    def _end(self, task: Task) -> float:
-        """When a run ends, if the rates stay as they are."""
-        end = task.since + (task.goal - task.done) / task.rate
-        if end > task.break_at:
-            progress = task.done + (task.break_at - task.since) * task.rate
-            steps = min(task.steps, steps_for(progress, task.first, task.growth))
-            goal = work_of(steps, task.first, task.growth)
-            end = task.since + (goal - task.done) / task.rate
-        return end
+    def _end_after_break(self, task: Task) -> float:
+        """When the step ends that is under way at the task's break, if the rates stay as they are."""
+        progress = task.done + (task.break_at - task.since) * task.rate
+        steps = min(task.steps, steps_for(progress, task.first, task.growth))
+        goal = work_of(steps, task.first, task.growth)
+        return task.since + (goal - task.done) / task.rate
 
-    def _wake(self, version: int, task: Task) -> None:
-        if version != self._version:
-            return  # the rates have changed since
-        now = self._env.now
+    def _end(self, _: Event) -> None:
+        """The task that was to end first has ended."""
+        self._next_end = None
+        self._settling = True
+        task, now = self._ending, self._env.now
         if task.break_at <= now:
             self._cut(task)
         self._write_stretch(task, now, task.steps)
         self._active.remove(task)
-        if task.event is not None:
-            task.event.succeed()
         task.event = None
-        self._settle_soon()
 
     def _write_stretch(self, task: Task, now: float, steps: int) -> None:
-        if now == task.since and steps < 0:
-            return
         self._write(
             (
                 task.worker,

@@ -40,19 +40,22 @@ class BlockPool:
 
     def admit(self, request: int, tokens: int) -> int:
         """Allocate for the first `tokens` tokens of a request; the number that need no computing."""
-        self.take(self.blocks(tokens))
+        self.free -= -(-tokens // self.block_size)
         return 0
 
     def fits(self, request: int, tokens: int, reserve: int = 0) -> bool:
         """Whether `admit` would find its blocks and leave `reserve` of them free."""
-        return self.available(self.blocks(tokens) + reserve)
+        count = -(-tokens // self.block_size) + reserve
+        return count <= self.free or self.available(count)
 
     def publish(self, request: int) -> None:
         """The prompt of a request is computed: others may share its prefix."""
 
     def release(self, request: int, tokens: int) -> None:
         """Free what a request of `tokens` tokens holds."""
-        self.give(self.blocks(tokens))
+        self.free += -(-tokens // self.block_size)
+        for notify in self.on_free:
+            notify()
 
 
 class PrefixPool(BlockPool):

@@ -51,11 +51,12 @@ class DecodeWorker(Worker):
             if self.swapped and (yield from self.swap_in()):
                 continue
             self._take_in()
-            if batch.size:
-                yield from self.decode(inf)
-            else:
+            if not batch.size:
                 self._idle = self.env.event()
                 yield self._idle
+            elif not self.short_of_blocks() or (yield from self.make_room()):
+                yield self.start_decode(inf)
+                self.end_decode()
 
     def receive(self, sequence: Handover) -> None:
         """A sequence is handed over."""
@@ -118,12 +119,13 @@ class PrefillWorker(Worker):
                 queue.pull(env.now)
             prompts = self.admit(self.max_seqs) if queue.waiting else None
             if prompts is not None:
-                yield from self.prefill(prompts)
+                yield self.start_prefill(prompts)
+                self.end_prefill(prompts)
             else:
                 yield queue.wait()
 
-    def computed(self, request: int, tokens: int, remaining: int) -> None:
-        sequence = Handover(request, tokens, remaining, self.env.now)
+    def computed(self, request: int, tokens: int, remaining: int, now: float) -> None:
+        sequence = Handover(request, tokens, remaining, now)
         if self.handover_seconds:
             self.after(self.handover_seconds, self._hand_over, sequence)
         else:

@@ -69,25 +69,25 @@ class Queue:
         self._requests = requests
         self._cursor = 0
         self._wake: Event | None = None
-        self._alarm_at = inf
         self.settle()
 
     def pull(self, now: float) -> None:
         """Move what has arrived by `now` into the waiting line; refuse what can never be served."""
+        never = self._source.never
         while self.next_at <= now:
-            request = self._requests[self._cursor]
+            request, at = self._requests[self._cursor], self.next_at
             self._cursor += 1
-            if request in self._source.never:
-                self._source.refuse(request, self.next_at)
+            if never and request in never:
+                self._source.refuse(request, at)
             else:
                 self.waiting.append(request)
             self.settle()
 
     def settle(self) -> None:
         """Find out when the next request arrives."""
-        cursor = self._cursor
-        if cursor < len(self._requests) and self._requests[cursor] < self._source.bound:
-            self.next_at = self._source.arrival[self._requests[cursor]]
+        requests, cursor = self._requests, self._cursor
+        if cursor < len(requests) and (request := requests[cursor]) < self._source.bound:
+            self.next_at = self._source.arrival[request]
         else:
             self.next_at = inf
 
@@ -101,24 +101,31 @@ class Queue:
             self.wake()
 
     def wait(self) -> Event:
-        """An event at which an idle worker should look at the line again."""
+        """An event at which idle workers should look at the line again; it comes with the next arrival."""
         if self._wake is None:
-            self._wake = self.env.event()
-        if self.next_at < self._alarm_at:
-            self._alarm_at = self.next_at
-            alarm = self.env.timeout(max(0.0, self.next_at - self.env.now))
-            alarm.callbacks.append(self._ring)
+            if self.next_at < inf:
+                self._wake = self.env.timeout(max(0.0, self.next_at - self.env.now))
+            else:
+                self._wake = self.env.event()
+            self._wake.callbacks.append(self._woken)
         return self._wake
 
-    def _ring(self, _: Event) -> None:
-        self._alarm_at = inf
-        self.wake()
+    def _woken(self, _: Event) -> None:
+        self._wake = None
+
+    def memory_came_free(self) -> None:
+        """Somebody may wait for it."""
+        if self.waiting:
+            self.wake()
 
     def wake(self) -> None:
-        """Let idle workers look at the line again: requests have come, or memory came free."""
+        """Let idle workers look at the line again now: requests have come, or may fit."""
         if self._wake is not None:
-            event, self._wake = self._wake, None
-            event.succeed()
+            now = self.env.event()
+            now.callbacks.extend(self._wake.callbacks)
+            self._wake.callbacks.clear()
+            self._wake = None
+            now.succeed()
 
 
 class Source:
@@ -137,16 +144,13 @@ class Source:
         self.arrival = arrival
         self.queues: list[Queue] = []
         self.queue_of: Callable[[int], int] = lambda request: 0
-        self.completed = 0
         self.never: frozenset[int] = frozenset()  # requests too long for the context or the pool
         self.refuse = refuse
-        self._limit = limit
         self.bound = len(arrival) if limit is None else min(limit, len(arrival))
 
     def complete(self, now: float) -> None:
         """A request left the system: one more may be issued."""
-        self.completed += 1
-        if self._limit is None or self.bound == len(self.arrival):
+        if self.bound == len(self.arrival):
             return
         issued = self.bound
         self.bound += 1

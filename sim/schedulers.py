@@ -27,12 +27,14 @@ class ContinuousWorker(Worker):
             elif waiting and batch.size < self.max_seqs:
                 prompts = self.admit(self.max_seqs - batch.size)
                 if prompts is not None:
-                    yield from self.prefill(prompts)
+                    yield self.start_prefill(prompts)
+                    self.end_prefill(prompts)
                     continue
-            if batch.size:
-                yield from self.decode(self.next_decision())
-            else:
+            if not batch.size:
                 yield queue.wait()
+            elif not self.short_of_blocks() or (yield from self.make_room()):
+                yield self.start_decode(self.next_decision())
+                self.end_decode()
 
 
 class Partial:
@@ -64,7 +66,7 @@ class ChunkedWorker(Worker):
                 if (yield from self.swap_in()):
                     continue
             elif self.partials or (queue.waiting and batch.size < self.max_seqs):
-                if pool.free < batch.size and not (yield from self.make_room()) and batch.size:
+                if self.short_of_blocks() and not (yield from self.make_room()) and batch.size:
                     continue
                 step = batch.blocks_for(1)
                 pool.take(step)
@@ -73,10 +75,11 @@ class ChunkedWorker(Worker):
                     yield from self._mixed_step(chunks)
                     continue
                 pool.give(step)
-            if batch.size:
-                yield from self.decode(self.next_decision())
-            else:
+            if not batch.size:
                 yield queue.wait()
+            elif not self.short_of_blocks() or (yield from self.make_room()):
+                yield self.start_decode(self.next_decision())
+                self.end_decode()
 
     def _chunks(self) -> list[tuple[Partial, int]]:
         """The chunks of the next step: those begun first, then waiting prompts while budget and pool last."""
@@ -116,12 +119,11 @@ class ChunkedWorker(Worker):
             pairs += causal
             kv += read
         cost = self.cost.step(batch.size + new, batch.size + complete, pairs, kv, batch.size)
-        self.mark_scheduled(partial.request for partial, _ in chunks)
-        yield self.start_step(cost, new, mixed=True)
+        requests = [partial.request for partial, _ in chunks]
+        yield self.start_step(cost, requests, new, mixed=True)
         now = self.env.now
         if batch.size:
-            self.last_step = now
-            self.advance(1)
+            self.advance(1, now)
         for partial, size in chunks:
             partial.done += size
             if partial.done == partial.tokens:
@@ -145,7 +147,9 @@ class StaticWorker(Worker):
             if queue.next_at <= env.now:
                 queue.pull(env.now)
             if batch.size:
-                yield from self.decode(inf)
+                if not self.short_of_blocks() or (yield from self.make_room()):
+                    yield self.start_decode(inf)
+                    self.end_decode()
             elif queue.waiting:
                 yield from self._begin()
             else:
@@ -167,8 +171,7 @@ class StaticWorker(Worker):
             pool.admit(request, longest)
         causal, read = prompt_pairs(longest, 0, world.window)
         cost = self.cost.step(rows * longest, rows, rows * causal, rows * read, 0)
-        self.mark_scheduled(requests)
-        yield self.start_step(cost, rows * longest)
+        yield self.start_step(cost, requests, rows * longest)
         now = self.env.now
         to_come = [world.emit_first(request, now) for request in requests]
         for request, remaining in zip(requests, to_come, strict=True):
@@ -181,16 +184,15 @@ class StaticWorker(Worker):
             else:
                 world.finish(request, now)
 
-    def _plan(self, task: Task) -> int:
-        steps = min(super()._plan(task), self._ends[0][0] - self.batch.step)
+    def _plan(self, task: Task) -> None:
+        super()._plan(task)
+        task.steps = min(task.steps, self._ends[0][0] - self.batch.step)
         # The ended rows compute, but nobody gets their tokens.
         task.batch = len(self._ends)
         task.joined = task.batch if task.joined else 0
-        task.steps = steps
-        return steps
 
-    def advance(self, steps: int) -> None:
-        now = self.env.now
+    def advance(self, steps: int, now: float) -> None:
+        self.last_step = now
         rows = dict(self.batch.members)
         for member in self.batch.advance(steps):
             self.pool.release(member.request, member.tokens + member.ends - member.joined)

@@ -5,19 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field
-from math import ceil, inf, isnan
+from math import ceil, inf
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from simpy import Environment, Event
+from simpy import Event
 
 from splitwiser.models.cost import StepCost
 from splitwiser.models.work import prompt_pairs
 from splitwiser.sim.batch import DecodeBatch, Member
-from splitwiser.sim.device import NOTHING, Device, Task
+from splitwiser.sim.device import NOTHING, Task
 from splitwiser.sim.kv import BlockPool
-from splitwiser.sim.log import Log
-from splitwiser.sim.queues import Queue, Source
+from splitwiser.sim.queues import Queue
+from splitwiser.sim.world import World
 
 T = TypeVar("T")
 Steps = Generator[Event, Any, None]
@@ -59,51 +58,6 @@ class Prompts(NamedTuple):
     kv: float
 
 
-@dataclass(slots=True)
-class World:
-    """What the workers of one simulation share."""
-
-    env: Environment
-    device: Device
-    log: Log
-    source: Source
-    prompt_tokens: list[int]
-    output_tokens: list[int]
-    window: int | None
-    swap: bool  # preempt by swapping to host memory, not by recomputing
-    swap_seconds_per_block: float
-    generated: dict[int, tuple[int, float]] = field(default_factory=dict)  # of preempted requests
-
-    def tokens_to_compute(self, request: int) -> int:
-        """The prompt, and after a preemption also what had been generated."""
-        if request in self.generated:
-            return self.prompt_tokens[request] + self.generated[request][0]
-        return self.prompt_tokens[request]
-
-    def remaining(self, request: int, tokens: int) -> int:
-        """Output tokens to come for a sequence with `tokens` KV tokens (its last token has none yet)."""
-        return self.prompt_tokens[request] + self.output_tokens[request] - tokens - 1
-
-    def emit_first(self, request: int, now: float) -> int:
-        """A prompt is computed and gives a token; how many are then still to come."""
-        if request in self.generated:
-            generated, last_token = self.generated.pop(request)
-            self.log.regained.append(now - last_token)
-            return self.output_tokens[request] - generated - 1
-        self.log.first_token[request] = now
-        return self.output_tokens[request] - 1
-
-    def finish(self, request: int, now: float) -> None:
-        """A request got its last token."""
-        self.log.finished[request] = now
-        self.source.complete(now)
-
-    def abort(self, request: int, now: float) -> None:
-        """A request that the pool cannot hold even alone leaves unfinished."""
-        self.log.outcome[request] = Log.ABORTED
-        self.source.complete(now)
-
-
 class Worker(ABC):
     """A process on the GPU: it schedules, and has at most one run on the device at a time.
 
@@ -142,6 +96,7 @@ class Worker(ABC):
         self._stated = NOTHING  # the demand of the decode batch, as it was last stated
         self._stated_size = 0
         self._stated_until = 0.0  # attended tokens
+        self._planned = 0  # steps for which `reserved` was taken
         self.reserved = 0  # blocks taken for the run that is going on
         self.last_step = 0.0  # when the last decode step ended
 
@@ -156,40 +111,48 @@ class Worker(ABC):
 
     # Decoding ---------------------------------------------------------------------------------
 
-    def decode(self, break_at: float) -> Steps:
-        """Decode until the batch changes, or to the first step boundary at or after `break_at`."""
+    def start_decode(self, break_at: float) -> Event:
+        """Decode until the batch changes, or to the first step boundary at or after `break_at`.
+
+        The pool must have the blocks of the next step, see `short_of_blocks`.
+        """
         batch, pool, task = self.batch, self.pool, self.task
-        if pool.free < batch.size and not (yield from self.make_room()):
-            return
-        steps = self._plan(task)
-        reserved = batch.blocks_for(steps)
-        if reserved > pool.free:
-            task.steps = steps = batch.steps_with(pool.free, steps)
-            reserved = batch.blocks_for(steps)
-        pool.take(reserved)
-        self.reserved = reserved
+        self._plan(task)
         task.break_at = break_at
+        if break_at < inf:
+            self.device.clip(task)
+        reserved = batch.blocks_for(task.steps)
+        if reserved > pool.free:
+            task.steps = batch.steps_with(pool.free, task.steps)
+            reserved = batch.blocks_for(task.steps)
+        pool.take(reserved)
+        self.reserved, self._planned = reserved, task.steps
         task.blocks = pool.total - pool.free
-        yield self.device.start(task)
-        if task.steps != steps:
+        return self.device.start(task)
+
+    def end_decode(self) -> None:
+        """The run that `start_decode` began has ended."""
+        steps = self.task.steps
+        if steps != self._planned:
             self.reclaim()
         self.reserved = 0
-        self.last_step = self.env.now
-        self.advance(task.steps)
+        self.advance(steps, self.env.now)
 
-    def advance(self, steps: int) -> None:
+    def advance(self, steps: int, now: float) -> None:
         """The batch has made `steps` steps: its ended members leave."""
+        self.last_step = now
         for member in self.batch.advance(steps):
-            self.leave(member, member.ends)
-            self.pool.release(member.request, member.tokens + member.ends - member.joined)
-            self.world.finish(member.request, self.env.now)
+            request, ends = member.request, member.ends
+            self.leave(member, ends)
+            self.pool.release(request, member.tokens + ends - member.joined)
+            self.world.finish(request, now)
 
     def remaining(self, member: Member) -> int:
         """Tokens that a member has still to get."""
         return member.ends - self.batch.step
 
-    def _plan(self, task: Task) -> int:
-        """Write the longest run of equal batch into `task`; its number of steps."""
+    def _plan(self, task: Task) -> None:
+        """Write the longest run of equal batch into `task`."""
         batch = self.batch
         size = batch.size
         cost = self._costs.get(size)
@@ -210,7 +173,6 @@ class Worker(ABC):
         task.joined = batch.newly_joined
         task.tokens = 0
         task.steps = steps
-        return steps
 
     def _state_demand(self, task: Task, cost: StepCost) -> int:
         """Say what the batch asks of the GPU, and for how many steps that holds.
@@ -252,6 +214,10 @@ class Worker(ABC):
             if needed < self.reserved:
                 unused, self.reserved = self.reserved - needed, needed
                 self.pool.give(unused)
+
+    def short_of_blocks(self) -> bool:
+        """Whether the pool may lack the blocks of the next decode step."""
+        return self.pool.free < self.batch.size
 
     def make_room(self) -> Generator[Event, Any, bool]:
         """Preempt until the next step has its blocks; False where the batch must be looked at anew."""
@@ -310,13 +276,16 @@ class Worker(ABC):
         A prompt longer than `max_tokens` runs alone, as under vLLM without chunked prefill.
         """
         waiting, pool, world = self.queue.waiting, self.pool, self.world
+        generated = world.generated
         requests: list[int] = []
         lengths: list[int] = []
         new_tokens = 0
         pairs = kv = 0.0
         while waiting and len(requests) < room:
             request = waiting[0]
-            tokens = world.tokens_to_compute(request)
+            tokens = world.prompt_tokens[request]
+            if generated and request in generated:
+                tokens = world.tokens_to_compute(request)
             if requests and new_tokens + tokens > self.max_tokens:
                 break
             if not pool.fits(request, tokens, self.watermark):
@@ -333,37 +302,44 @@ class Worker(ABC):
             kv += read
         return Prompts(requests, lengths, new_tokens, pairs, kv) if requests else None
 
-    def prefill(self, prompts: Prompts) -> Steps:
-        """Compute whole prompts in one step; their sequences then go where `computed` sends them."""
-        requests, lengths, tokens, pairs, kv = prompts
-        key = (tokens, pairs)
-        cost = self._prompt_costs.get(key) if len(requests) == 1 else None
-        if cost is None:
+    def start_prefill(self, prompts: Prompts) -> Event:
+        """Compute whole prompts in one step."""
+        requests, _, tokens, pairs, kv = prompts
+        if len(requests) == 1:
+            key = (tokens, pairs)
+            cost = self._prompt_costs.get(key)
+            if cost is None:
+                cost = self._prompt_costs[key] = self.cost.step(tokens, 1, pairs, kv, 0)
+        else:
             cost = self.cost.step(tokens, len(requests), pairs, kv, 0)
-            if len(requests) == 1:
-                self._prompt_costs[key] = cost
-        self.mark_scheduled(requests)
-        yield self.start_step(cost, tokens)
+        return self.start_step(cost, requests, tokens)
+
+    def end_prefill(self, prompts: Prompts) -> None:
+        """The prompts are computed; their sequences go where `computed` sends them."""
         now = self.env.now
-        for request, length in zip(requests, lengths, strict=True):
+        for request, length in zip(prompts.requests, prompts.lengths, strict=True):
             self.emit(request, length, now)
 
-    def mark_scheduled(self, requests: Iterable[int]) -> None:
-        """Note when requests were scheduled first."""
+    def start_step(
+        self, cost: StepCost, requests: Iterable[int], tokens: int, mixed: bool = False
+    ) -> Event:
+        """Begin one step that computes `tokens` prompt tokens of `requests`.
+
+        With `mixed` the same step decodes the batch.
+        """
         scheduled, now = self.log.scheduled, self.env.now
         for request in requests:
-            if isnan(scheduled[request]):
+            if scheduled[request] != scheduled[request]:  # still NaN: it is scheduled first now
                 scheduled[request] = now
-
-    def start_step(self, cost: StepCost, tokens: int, mixed: bool = False) -> Event:
-        """Begin one step that computes `tokens` prompt tokens, with the decode batch if it is `mixed`."""
         task, batch = self.task, self.batch
-        attended = batch.attended if mixed else 0
+        attended = 0
+        task.batch = task.joined = 0
+        if mixed:
+            attended = batch.attended
+            task.batch, task.joined = batch.size, batch.newly_joined
         task.first = cost.seconds(attended)
         task.growth = 0.0
         task.steps = 1
-        task.batch = batch.size if mixed else 0
-        task.joined = batch.newly_joined if mixed else 0
         task.tokens = tokens
         task.blocks = self.pool.total - self.pool.free
         task.break_at = inf
@@ -376,11 +352,11 @@ class Worker(ABC):
         self.pool.publish(request)
         remaining = self.world.emit_first(request, now)
         if remaining:
-            self.computed(request, tokens, remaining)
+            self.computed(request, tokens, remaining, now)
         else:
             self.pool.release(request, tokens)
             self.world.finish(request, now)
 
-    def computed(self, request: int, tokens: int, remaining: int) -> None:
+    def computed(self, request: int, tokens: int, remaining: int, now: float) -> None:
         """A prompt is computed: its sequence decodes here."""
-        self.batch.add(request, tokens, remaining, self.env.now)
+        self.batch.add(request, tokens, remaining, now)

@@ -1,0 +1,349 @@
+"""`Result`: what became of every request, and the summaries that the field reads."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import isfinite, isinf, nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from splitwiser.sim.gaps import Floats, Ints, Itl
+from splitwiser.sim.log import Log
+from splitwiser.sim.occupancy import peak_blocks
+from splitwiser.sim.timeline import Timeline
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OUTCOMES = ("completed", "rejected", "aborted", "running", "waiting")
+OBJECTIVES = ("ttft", "tpot", "e2el")  # what `goodput` may limit, as in vLLM
+COLUMNS = (
+    "arrival",
+    "prompt_tokens",
+    "output_tokens",
+    "scheduled",
+    "first_token",
+    "finished",
+    "preemptions",
+    "reused",
+    "outcome",
+)
+
+
+class Detailed(TypedDict):
+    """vLLM's `--save-detailed`, in seconds, an entry per request; None for a latency that never came."""
+
+    input_lens: list[int]
+    output_lens: list[int]
+    ttfts: list[float | None]
+    itls: list[list[float]]
+    start_times: list[float]
+    errors: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A row per request that arrived, the time line of the device, and what was simulated or measured.
+
+    Times are seconds, NaN until they come; *outcome* holds indices into `OUTCOMES`. *reused* are prompt
+    tokens found in the prefix cache. *meta* is plain JSON: model, GPU, profile, deployment, memory, traffic, notes.
+    """
+
+    arrival: Floats
+    prompt_tokens: Ints
+    output_tokens: Ints
+    scheduled: Floats
+    first_token: Floats
+    finished: Floats
+    preemptions: Ints
+    reused: Ints
+    outcome: NDArray[np.int8]
+    timeline: Timeline
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_log(
+        cls,
+        log: Log,
+        *,
+        arrival: ArrayLike,
+        prompt_tokens: Ints,
+        output_tokens: Ints,
+        meta: Mapping[str, Any],
+        until: float | None = None,
+    ) -> Result:
+        """Read the log of a simulation, without copying it.
+
+        A request whose arrival is infinite or after *until* (s), where the simulation ended, has not arrived, and is
+        left out; requests arrive in order.
+        """
+        arrival = np.asarray(arrival, dtype=np.float64)
+        there = np.isfinite(arrival) if until is None else arrival <= until
+        count = len(arrival) if there.all() else int(there.argmin())
+        scheduled = np.asarray(log.scheduled)[:count]
+        finished = np.asarray(log.finished)[:count]
+        codes = np.asarray(log.outcome)[:count]
+        outcome = np.full(count, OUTCOMES.index("waiting"), dtype=np.int8)
+        outcome[~np.isnan(scheduled)] = OUTCOMES.index("running")
+        outcome[~np.isnan(finished)] = OUTCOMES.index("completed")
+        outcome[codes == Log.REJECTED] = OUTCOMES.index("rejected")
+        outcome[codes == Log.ABORTED] = OUTCOMES.index("aborted")
+        return cls(
+            arrival[:count],
+            np.asarray(prompt_tokens, dtype=np.int64)[:count],
+            np.asarray(output_tokens, dtype=np.int64)[:count],
+            scheduled,
+            np.asarray(log.first_token)[:count],
+            finished,
+            np.asarray(log.preemptions)[:count],
+            np.asarray(log.reused)[:count],
+            outcome,
+            Timeline(log.stretch_rows(), log.stay_rows(), np.asarray(log.regained), until),
+            plain(dict(meta)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.arrival)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Result):
+            return NotImplemented
+        return (
+            all(
+                np.array_equal(getattr(self, name), getattr(other, name), equal_nan=True)
+                for name in COLUMNS
+            )
+            and self.timeline == other.timeline
+            and self.meta == other.meta
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # holds arrays
+
+    # Latencies --------------------------------------------------------------------------------
+
+    @cached_property
+    def completed(self) -> NDArray[np.bool_]:
+        """Which requests got all their tokens."""
+        return self.outcome == OUTCOMES.index("completed")
+
+    @cached_property
+    def ttft(self) -> Floats:
+        """Time to first token of each request, from its arrival (so with its queueing), in seconds."""
+        return self.first_token - self.arrival
+
+    @cached_property
+    def e2el(self) -> Floats:
+        """End-to-end latency of each request, in seconds."""
+        return self.finished - self.arrival
+
+    @cached_property
+    def tpot(self) -> Floats:
+        """Time per output token after the first, in seconds; NaN for a request with one output token."""
+        after_first = np.where(self.output_tokens > 1, self.output_tokens - 1, nan)
+        return (self.finished - self.first_token) / after_first
+
+    @property
+    def itl(self) -> Itl:
+        """The pooled inter-token latencies."""
+        return self.timeline.itl()
+
+    @cached_property
+    def duration(self) -> float:
+        """Seconds from the first arrival to the last completion; NaN if nothing completed."""
+        if not self.completed.any():
+            return nan
+        return float(self.finished[self.completed].max() - self.arrival[0])
+
+    # Objectives -------------------------------------------------------------------------------
+
+    def within(self, goodput: Mapping[str, float]) -> NDArray[np.bool_]:
+        """Which requests completed within every objective (seconds, `<=`); the TPOT of one token counts as 0, as in vLLM.
+
+        Raises ValueError for an objective that is not one of `OBJECTIVES`, or no number of seconds above 0.
+        """
+        good = self.completed.copy()
+        for name, limit in goodput.items():
+            if name not in OBJECTIVES:
+                near = difflib.get_close_matches(name, OBJECTIVES, 1)
+                hint = f' (did you mean "{near[0]}"?)' if near else ""
+                raise ValueError(f'objective "{name}"{hint}: one of {", ".join(OBJECTIVES)}')
+            if not (limit > 0 and isfinite(limit)):
+                raise ValueError(f"objective {name} = {limit}: seconds, above 0")
+            latency: Floats = getattr(self, name)
+            good &= ~(latency > limit) if name == "tpot" else latency <= limit
+        return good
+
+    def attainment(self, goodput: Mapping[str, float]) -> float:
+        """The share of arrived requests that completed within every objective (s); NaN if none arrived.
+
+        A request that is rejected, aborted or unfinished does not meet its objectives (SLO attainment, DistServe, OSDI 2024).
+        """
+        return float(self.within(goodput).mean()) if len(self) else nan
+
+    # Summaries --------------------------------------------------------------------------------
+
+    def summary(
+        self, goodput: Mapping[str, float] | None = None, percentiles: Sequence[float] = (99,)
+    ) -> dict[str, Any]:
+        """The keys of `vllm bench serve`'s JSON file, with its definitions, and some of ours.
+
+        *goodput* are objectives in seconds. Latencies are in ms, as their names say; what has no sample is NaN.
+        Ours: `rejected, aborted, running, waiting, preemptions, reused_tokens, slo_attainment, kv_blocks_peak`.
+        """
+        done = self.completed
+        counts = dict(zip(OUTCOMES, np.bincount(self.outcome, minlength=5).tolist(), strict=True))
+        duration = self.duration
+        inputs, outputs = int(self.prompt_tokens[done].sum()), int(self.output_tokens[done].sum())
+        good = None if not goodput else int(self.within(goodput).sum())
+        summary: dict[str, Any] = {
+            "backend": self.meta.get("backend"),
+            "model_id": self.meta.get("model_id"),
+            "num_prompts": len(self),
+            "request_rate": self.request_rate,
+            "burstiness": self.meta.get("burstiness"),
+            "max_concurrency": self.meta.get("max_concurrency"),
+            "duration": duration,
+            "completed": counts["completed"],
+            "failed": counts["rejected"] + counts["aborted"],
+            "total_input_tokens": inputs,
+            "total_output_tokens": outputs,
+            "request_throughput": _per(counts["completed"], duration),
+            "request_goodput": None if good is None else _per(good, duration),
+            "output_throughput": _per(outputs, duration),
+            "total_token_throughput": _per(inputs + outputs, duration),
+            "max_output_tokens_per_s": self._peak_tokens(),
+            "max_concurrent_requests": self._peak_requests(),
+        }
+        for name in ("ttft", "tpot", "e2el"):
+            latency: Floats = getattr(self, name)[done]
+            summary |= _statistics(name, latency[~np.isnan(latency)], percentiles)
+        summary |= _statistics("itl", self.itl, percentiles)
+        summary |= {name: counts[name] for name in OUTCOMES[1:]}
+        summary["preemptions"] = int(self.preemptions.sum())
+        summary["reused_tokens"] = int(self.reused.sum())
+        summary["slo_attainment"] = self.attainment(goodput) if goodput else None
+        summary["kv_blocks_peak"] = list(peak_blocks(self.timeline.stretches).values())
+        return summary
+
+    @property
+    def request_rate(self) -> float | str | None:
+        """Requests per second of the traffic, "inf" if all arrive at once: what *meta* says, else that of the arrivals."""
+        if "request_rate" in self.meta:
+            stated: float | str | None = self.meta["request_rate"]
+            return stated
+        if not len(self):
+            return None
+        last = float(self.arrival[-1])
+        return len(self) / last if last > 0 else "inf"
+
+    def _peak_requests(self) -> int:
+        """The most completed requests in the system at a time; who leaves at an instant leaves before others come."""
+        arrival = np.sort(self.arrival[self.completed])
+        gone = np.searchsorted(np.sort(self.finished[self.completed]), arrival, side="right")
+        return int((np.arange(1, len(arrival) + 1) - gone).max(initial=0))
+
+    def _peak_tokens(self) -> float:
+        """The most output tokens in one of the seconds from the first arrival on; NaN if nothing completed."""
+        if isinf(self.duration) or self.duration != self.duration:
+            return nan
+        seconds = self.arrival[0] + np.arange(int(np.ceil(self.duration)) + 2)
+        tokens = self.timeline.tokens_by(seconds, self.first_token, self.finished)
+        return float(np.diff(tokens).max())
+
+    def token_times(self, request: int) -> Floats:
+        """When each token of a request came, in seconds."""
+        times = self.timeline.token_times([request], self.first_token, self.finished)
+        return times.of(0)
+
+    def detailed(self) -> Detailed:
+        """What vLLM's `--save-detailed` adds to the JSON file; memory and time grow with the tokens."""
+        tokens = self.timeline.token_times(np.arange(len(self)), self.first_token, self.finished)
+        return {
+            "input_lens": self.prompt_tokens.tolist(),
+            "output_lens": np.diff(tokens.offsets).tolist(),
+            "ttfts": [None if value != value else value for value in self.ttft.tolist()],
+            "itls": [np.diff(tokens.of(request)).tolist() for request in range(len(self))],
+            "start_times": self.arrival.tolist(),
+            "errors": ["" if code == 0 else OUTCOMES[code] for code in self.outcome.tolist()],
+        }
+
+    @property
+    def requests(self) -> pd.DataFrame:
+        """A row per request, with its latencies in seconds and its outcome as a word."""
+        import pandas as pd
+
+        table: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS[:-1]}
+        table["outcome"] = pd.Categorical.from_codes(self.outcome, categories=list(OUTCOMES))
+        table |= {name: getattr(self, name) for name in ("ttft", "tpot", "e2el")}
+        return pd.DataFrame(table)
+
+    # Files ------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        stem: str | Path,
+        *,
+        goodput: Mapping[str, float] | None = None,
+        percentiles: Sequence[float] = (99,),
+        detailed: bool = False,
+    ) -> list[Path]:
+        """Write STEM.json, STEM.parquet and STEM.timeline.parquet; see `splitwiser.sim.result_file.save`."""
+        from splitwiser.sim.result_file import save
+
+        return save(self, stem, goodput=goodput, percentiles=percentiles, detailed=detailed)
+
+    @classmethod
+    def load(cls, stem: str | Path) -> Result:
+        """Read what `save` wrote; an equal result."""
+        from splitwiser.sim.result_file import load
+
+        return load(stem)
+
+
+def plain(value: Any) -> Any:
+    """*value* as JSON can hold it: tuples as lists, infinity as "inf", NaN as None (null)."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not isfinite(value):
+        return None if value != value else "inf" if value > 0 else "-inf"
+    return value
+
+
+def percentile_word(percentile: float) -> str:
+    """A percentile as vLLM names it: 99 is "p99", 99.9 is "p99.9"."""
+    return f"p{percentile:.0f}" if percentile == int(percentile) else f"p{percentile}"
+
+
+def _statistics(name: str, sample: Floats | Itl, percentiles: Sequence[float]) -> dict[str, float]:
+    """vLLM's keys for a latency, in ms; NaN without a sample."""
+    wanted = {"median": 50.0, **{percentile_word(q): float(q) for q in percentiles}}
+    for q in wanted.values():
+        if not 0 <= q <= 100:
+            raise ValueError(f"a percentile is from 0 to 100, not {q:g}")
+    if isinstance(sample, Itl):
+        mean, std = sample.mean, sample.std
+        values = [sample.percentile(q) for q in wanted.values()]
+    elif len(sample):
+        mean, std = float(sample.mean()), float(sample.std())
+        values = np.percentile(sample, list(wanted.values())).tolist()
+    else:
+        mean = std = nan
+        values = [nan] * len(wanted)
+    found = {"mean": mean, "median": values[0], "std": std}
+    found |= dict(zip(list(wanted)[1:], values[1:], strict=True))
+    return {f"{key}_{name}_ms": value * 1e3 for key, value in found.items()}
+
+
+def _per(amount: float, duration: float) -> float:
+    """A rate; NaN where no time passed."""
+    return amount / duration if duration > 0 else nan

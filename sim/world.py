@@ -1,0 +1,56 @@
+"""What the workers of one simulation share: the device, the traffic, and the fate of every request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from simpy import Environment
+
+from splitwiser.sim.device import Device
+from splitwiser.sim.log import Log
+from splitwiser.sim.queues import Source
+
+
+@dataclass(slots=True)
+class World:
+    """What the workers of one simulation share."""
+
+    env: Environment
+    device: Device
+    log: Log
+    source: Source
+    prompt_tokens: list[int]
+    output_tokens: list[int]
+    window: int | None
+    swap: bool  # preempt by swapping to host memory, not by recomputing
+    swap_seconds_per_block: float
+    generated: dict[int, tuple[int, float]] = field(default_factory=dict)  # of preempted requests
+
+    def tokens_to_compute(self, request: int) -> int:
+        """The prompt, and after a preemption also what had been generated."""
+        if request in self.generated:
+            return self.prompt_tokens[request] + self.generated[request][0]
+        return self.prompt_tokens[request]
+
+    def remaining(self, request: int, tokens: int) -> int:
+        """Output tokens to come for a sequence with `tokens` KV tokens (its last token has none yet)."""
+        return self.prompt_tokens[request] + self.output_tokens[request] - tokens - 1
+
+    def emit_first(self, request: int, now: float) -> int:
+        """A prompt is computed and gives a token; how many are then still to come."""
+        if request in self.generated:
+            generated, last_token = self.generated.pop(request)
+            self.log.regained.append(now - last_token)
+            return self.output_tokens[request] - generated - 1
+        self.log.first_token[request] = now
+        return self.output_tokens[request] - 1
+
+    def finish(self, request: int, now: float) -> None:
+        """A request got its last token."""
+        self.log.finished[request] = now
+        self.source.complete(now)
+
+    def abort(self, request: int, now: float) -> None:
+        """A request that the pool cannot hold even alone leaves unfinished."""
+        self.log.outcome[request] = Log.ABORTED
+        self.source.complete(now)
