@@ -5,24 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
-
-class Member:
-    """A sequence's stay in a decode batch.
-
-    `joined` and `ends` are step numbers of the batch; `tokens` is the KV length at `joined`, and
-    `last_token` the time of the token before the stay.
-    """
-
-    __slots__ = ("ends", "joined", "last_token", "request", "tokens")
-
-    def __init__(
-        self, request: int, tokens: int, joined: int, ends: int, last_token: float
-    ) -> None:
-        self.request = request
-        self.tokens = tokens
-        self.joined = joined
-        self.ends = ends
-        self.last_token = last_token
+# A sequence's stay in a decode batch: request, KV tokens when it joined, step number of the batch at which it
+# joined, that at which it ends, and the time of its token before the stay. (A plain tuple: there is one a request.)
+Member = tuple[int, int, int, int, float]
 
 
 class DecodeBatch:
@@ -53,19 +38,20 @@ class DecodeBatch:
         """Take in a sequence with `tokens` KV tokens and `remaining` output tokens to come."""
         step = self.step
         ends = step + remaining
-        self.members[request] = Member(request, tokens, step, ends, last_token)
+        self.members[request] = (request, tokens, step, ends, last_token)
         self.size += 1
         self.newly_joined += 1
         self._new_block_at[(step - tokens) % self._block_size] += 1
         heappush(self._ends, (ends, request))
-        attended = tokens + 1
-        if self._window is not None and attended >= self._window:
-            self.attended += self._window
-        else:
-            self.attended += attended
-            self.growing += 1
-            if self._window is not None and step + self._window - attended <= ends:
-                heappush(self._full_windows, (step + self._window - attended, request))
+        attended, window = tokens + 1, self._window
+        if window is not None:
+            if attended >= window:
+                self.attended += window
+                return
+            if step + window - attended <= ends:
+                heappush(self._full_windows, (step + window - attended, request))
+        self.attended += attended
+        self.growing += 1
 
     def steps_to_change(self) -> int:
         """Steps until a member ends or fills its window; the batch must not be empty."""
@@ -76,16 +62,12 @@ class DecodeBatch:
 
     def blocks_for(self, steps: int) -> int:
         """KV blocks that the next `steps` steps will take from the pool."""
-        rounds, rest = divmod(steps, self._block_size)
-        blocks = self.size * rounds
-        if rest:
-            at = self.step % self._block_size
-            counts = self._new_block_at
-            end = at + rest
-            if end <= self._block_size:
-                blocks += sum(counts[at:end])
-            else:
-                blocks += sum(counts[at:]) + sum(counts[: end - self._block_size])
+        block_size, counts = self._block_size, self._new_block_at
+        start = self.step % block_size
+        end = start + steps % block_size
+        blocks = self.size * (steps // block_size) + sum(counts[start:end])
+        if end > block_size:
+            blocks += sum(counts[: end - block_size])
         return blocks
 
     def steps_with(self, blocks: int, at_most: int) -> int:
@@ -121,7 +103,7 @@ class DecodeBatch:
     def remove(self, request: int) -> Member:
         """Take out a member before its end (preempted)."""
         member = self.members.pop(request)
-        if member.joined == self.step:
+        if member[2] == self.step:
             self.newly_joined -= 1
         self._ends = [entry for entry in self._ends if entry[1] != request]
         heapify(self._ends)
@@ -133,11 +115,12 @@ class DecodeBatch:
 
     def _forget(self, member: Member) -> None:
         """Take a member out of the sums, its window entry being gone."""
-        attended = member.tokens + self.step - member.joined + 1
-        if self._window is not None and attended >= self._window:
-            self.attended -= self._window
+        _, tokens, joined, _, _ = member
+        attended, window = tokens + self.step - joined + 1, self._window
+        if window is not None and attended >= window:
+            self.attended -= window
         else:
             self.attended -= attended
             self.growing -= 1
         self.size -= 1
-        self._new_block_at[(member.joined - member.tokens) % self._block_size] -= 1
+        self._new_block_at[(joined - tokens) % self._block_size] -= 1

@@ -13,7 +13,7 @@ from typing import Protocol
 from simpy import Environment, Event, Timeout
 
 from splitwiser.models.cost import Demand
-from splitwiser.sim.log import Log
+from splitwiser.sim.log import Log, pack_stretch
 from splitwiser.sim.steps import steps_for, work_of
 
 NOTHING = Demand(*[0.0] * len(Demand._fields))
@@ -70,12 +70,12 @@ class Device(Protocol):
 
     needs_demand: bool  # whether `task.demand` matters
 
-    def clip(self, task: Task) -> None:
+    def clip(self, task: Task, now: float) -> None:
         """Cut `task.steps` at its break as far as that is settled before the run starts."""
         ...
 
-    def start(self, task: Task) -> Event:
-        """Begin a run; the event comes when it ends, with `task.steps` the number of steps made."""
+    def start(self, task: Task, now: float) -> Event:
+        """Begin a run; the event brings the time of its end, and `task.steps` the steps made."""
         ...
 
     def break_at(self, task: Task, time: float) -> None:
@@ -92,22 +92,21 @@ class ExclusiveDevice:
         self._env = env
         self._write = log.stretches.extend
 
-    def clip(self, task: Task) -> None:
-        room = task.break_at - self._env.now
+    def clip(self, task: Task, now: float) -> None:
+        room = task.break_at - now
         steps, first, growth = task.steps, task.first, task.growth
         if steps * (first + growth * (steps - 1) * 0.5) > room:
             task.steps = min(steps, steps_for(room, first, growth))
 
-    def start(self, task: Task) -> Event:
-        env = self._env
-        now = env.now
+    def start(self, task: Task, now: float) -> Event:
         steps, first, growth = task.steps, task.first, task.growth
         seconds = steps * (first + growth * (steps - 1) * 0.5)
+        end = now + seconds
         self._write(
-            (
+            pack_stretch(
                 task.worker,
                 now,
-                now + seconds,
+                end,
                 1.0,
                 0.0,
                 first,
@@ -119,7 +118,7 @@ class ExclusiveDevice:
                 task.blocks,
             )
         )
-        return Timeout(env, seconds)
+        return Timeout(self._env, seconds, end)
 
     def break_at(self, task: Task, time: float) -> None:
         """Nothing: whoever could ask is the one process itself, between two runs."""
@@ -151,14 +150,14 @@ class SharedDevice:
         self._next_end: Event | None = None
         self._settling = False  # whether the rates will be found anew at this instant
 
-    def clip(self, task: Task) -> None:
+    def clip(self, task: Task, now: float) -> None:
         """Nothing: at which rate the run will go is not known yet."""
 
-    def start(self, task: Task) -> Event:
+    def start(self, task: Task, now: float) -> Event:
         task.done = 0.0
         task.goal = work_of(task.steps, task.first, task.growth)
         task.rate = 0.0
-        task.since = self._env.now
+        task.since = now
         task.event = event = Event(self._env)
         self._active.append(task)
         if not self._settling:
@@ -218,7 +217,8 @@ class SharedDevice:
                 end = self._end_after_break(task)
             if end < soonest:
                 soonest, ending = end, task
-        wake = Timeout(self._env, max(0.0, soonest - now))
+        delay = max(0.0, soonest - now)
+        wake = Timeout(self._env, delay, now + delay)
         wake.callbacks.append(self._end)
         wake.callbacks.extend(ending.event.callbacks)  # its worker
         wake.callbacks.append(self._settle)
@@ -244,7 +244,7 @@ class SharedDevice:
 
     def _write_stretch(self, task: Task, now: float, steps: int) -> None:
         self._write(
-            (
+            pack_stretch(
                 task.worker,
                 task.since,
                 now,

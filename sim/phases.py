@@ -46,17 +46,21 @@ class DecodeWorker(Worker):
         return sequences + self._copying
 
     def run(self) -> Steps:
-        batch = self.batch
+        env, batch = self.env, self.batch
+        now = env.now
         while True:
             if self.swapped and (yield from self.swap_in()):
+                now = env.now
                 continue
             self._take_in()
             if not batch.size:
-                self._idle = self.env.event()
-                yield self._idle
-            elif not self.short_of_blocks() or (yield from self.make_room()):
-                yield self.start_decode(inf)
-                self.end_decode()
+                self._idle = env.event()
+                now = yield self._idle
+            elif self.short_of_blocks() and not (yield from self.make_room()):
+                now = env.now
+            else:
+                now = yield self.start_decode(now, inf)
+                self.end_decode(now)
 
     def receive(self, sequence: Handover) -> None:
         """A sequence is handed over."""
@@ -70,7 +74,7 @@ class DecodeWorker(Worker):
         """There may be something to take in: end the run at the next step, or the idling."""
         if self._idle is not None:
             event, self._idle = self._idle, None
-            event.succeed()
+            event.succeed(self.env.now)
         elif self.batch.size < self.max_seqs and (self.inbox or self._copied):
             self.device.break_at(self.task, self.env.now)
 
@@ -114,15 +118,16 @@ class PrefillWorker(Worker):
 
     def run(self) -> Steps:
         env, queue = self.env, self.queue
+        now = env.now
         while True:
-            if queue.next_at <= env.now:
-                queue.pull(env.now)
+            if queue.next_at <= now:
+                queue.pull(now)
             prompts = self.admit(self.max_seqs) if queue.waiting else None
             if prompts is not None:
-                yield self.start_prefill(prompts)
-                self.end_prefill(prompts)
+                now = yield self.start_prefill(prompts, now)
+                self.end_prefill(prompts, now)
             else:
-                yield queue.wait()
+                now = yield queue.wait()
 
     def computed(self, request: int, tokens: int, remaining: int, now: float) -> None:
         sequence = Handover(request, tokens, remaining, now)

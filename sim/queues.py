@@ -104,7 +104,9 @@ class Queue:
         """An event at which idle workers should look at the line again; it comes with the next arrival."""
         if self._wake is None:
             if self.next_at < inf:
-                self._wake = self.env.timeout(max(0.0, self.next_at - self.env.now))
+                now = self.env.now
+                delay = max(0.0, self.next_at - now)
+                self._wake = self.env.timeout(delay, now + delay)
             else:
                 self._wake = self.env.event()
             self._wake.callbacks.append(self._woken)
@@ -125,7 +127,7 @@ class Queue:
             now.callbacks.extend(self._wake.callbacks)
             self._wake.callbacks.clear()
             self._wake = None
-            now.succeed()
+            now.succeed(self.env.now)
 
 
 class Source:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Generator
 from heapq import heapify, heappop, heappush
 from math import inf
+
+from simpy import Event
 
 from splitwiser.models.work import prompt_pairs
 from splitwiser.sim.batch import Member
 from splitwiser.sim.device import Task
+from splitwiser.sim.log import pack_stay
 from splitwiser.sim.worker import Steps, Worker
 
 
@@ -18,23 +22,27 @@ class ContinuousWorker(Worker):
     def run(self) -> Steps:
         env, queue, batch = self.env, self.queue, self.batch
         waiting = queue.waiting
+        now = env.now
         while True:
-            if queue.next_at <= env.now:
-                queue.pull(env.now)
+            if queue.next_at <= now:
+                queue.pull(now)
             if self.swapped:
                 if (yield from self.swap_in()):
+                    now = env.now
                     continue
             elif waiting and batch.size < self.max_seqs:
                 prompts = self.admit(self.max_seqs - batch.size)
                 if prompts is not None:
-                    yield self.start_prefill(prompts)
-                    self.end_prefill(prompts)
+                    now = yield self.start_prefill(prompts, now)
+                    self.end_prefill(prompts, now)
                     continue
             if not batch.size:
-                yield queue.wait()
-            elif not self.short_of_blocks() or (yield from self.make_room()):
-                yield self.start_decode(self.next_decision())
-                self.end_decode()
+                now = yield queue.wait()
+            elif self.short_of_blocks() and not (yield from self.make_room()):
+                now = env.now
+            else:
+                now = yield self.start_decode(now, self.next_decision())
+                self.end_decode(now)
 
 
 class Partial:
@@ -59,27 +67,33 @@ class ChunkedWorker(Worker):
     def run(self) -> Steps:
         env, queue, batch, pool = self.env, self.queue, self.batch, self.pool
         self.partials = deque()
+        now = env.now
         while True:
-            if queue.next_at <= env.now:
-                queue.pull(env.now)
+            if queue.next_at <= now:
+                queue.pull(now)
             if self.swapped:
                 if (yield from self.swap_in()):
+                    now = env.now
                     continue
             elif self.partials or (queue.waiting and batch.size < self.max_seqs):
                 if self.short_of_blocks() and not (yield from self.make_room()) and batch.size:
+                    now = env.now
                     continue
                 step = batch.blocks_for(1)
                 pool.take(step)
                 chunks = self._chunks()
                 if chunks:
-                    yield from self._mixed_step(chunks)
+                    now = yield self._start_mixed(chunks, now)
+                    self._end_mixed(chunks, now)
                     continue
                 pool.give(step)
             if not batch.size:
-                yield queue.wait()
-            elif not self.short_of_blocks() or (yield from self.make_room()):
-                yield self.start_decode(self.next_decision())
-                self.end_decode()
+                now = yield queue.wait()
+            elif self.short_of_blocks() and not (yield from self.make_room()):
+                now = env.now
+            else:
+                now = yield self.start_decode(now, self.next_decision())
+                self.end_decode(now)
 
     def _chunks(self) -> list[tuple[Partial, int]]:
         """The chunks of the next step: those begun first, then waiting prompts while budget and pool last."""
@@ -107,7 +121,7 @@ class ChunkedWorker(Worker):
             budget -= size
         return chunks
 
-    def _mixed_step(self, chunks: list[tuple[Partial, int]]) -> Steps:
+    def _start_mixed(self, chunks: list[tuple[Partial, int]], now: float) -> Event:
         """One step: a token for every decoding sequence, and the chunks; their blocks are taken already."""
         batch = self.batch
         new = complete = 0
@@ -120,9 +134,10 @@ class ChunkedWorker(Worker):
             kv += read
         cost = self.cost.step(batch.size + new, batch.size + complete, pairs, kv, batch.size)
         requests = [partial.request for partial, _ in chunks]
-        yield self.start_step(cost, requests, new, mixed=True)
-        now = self.env.now
-        if batch.size:
+        return self.start_step(cost, requests, new, now, mixed=True)
+
+    def _end_mixed(self, chunks: list[tuple[Partial, int]], now: float) -> None:
+        if self.batch.size:
             self.advance(1, now)
         for partial, size in chunks:
             partial.done += size
@@ -143,19 +158,20 @@ class StaticWorker(Worker):
     def run(self) -> Steps:
         env, queue, batch = self.env, self.queue, self.batch
         self._ends: list[tuple[int, int]] = []  # (step, request) of the rows that still get tokens
+        now = env.now
         while True:
-            if queue.next_at <= env.now:
-                queue.pull(env.now)
+            if queue.next_at <= now:
+                queue.pull(now)
             if batch.size:
                 if not self.short_of_blocks() or (yield from self.make_room()):
-                    yield self.start_decode(inf)
-                    self.end_decode()
+                    now = yield self.start_decode(now, inf)
+                    self.end_decode(now)
             elif queue.waiting:
-                yield from self._begin()
+                now = yield from self._begin(now)
             else:
-                yield queue.wait()
+                now = yield queue.wait()
 
-    def _begin(self) -> Steps:
+    def _begin(self, now: float) -> Generator[Event, float, float]:
         """Make a batch of what waits, and compute its prompts."""
         waiting, world, pool = self.queue.waiting, self.world, self.pool
         requests: list[int] = []
@@ -171,8 +187,7 @@ class StaticWorker(Worker):
             pool.admit(request, longest)
         causal, read = prompt_pairs(longest, 0, world.window)
         cost = self.cost.step(rows * longest, rows, rows * causal, rows * read, 0)
-        yield self.start_step(cost, requests, rows * longest)
-        now = self.env.now
+        now = yield self.start_step(cost, requests, rows * longest, now)
         to_come = [world.emit_first(request, now) for request in requests]
         for request, remaining in zip(requests, to_come, strict=True):
             if max(to_come):
@@ -183,6 +198,7 @@ class StaticWorker(Worker):
                 heappush(self._ends, (self.batch.step + remaining, request))
             else:
                 world.finish(request, now)
+        return now
 
     def _plan(self, task: Task) -> None:
         super()._plan(task)
@@ -194,18 +210,17 @@ class StaticWorker(Worker):
     def advance(self, steps: int, now: float) -> None:
         self.last_step = now
         rows = dict(self.batch.members)
-        for member in self.batch.advance(steps):
-            self.pool.release(member.request, member.tokens + member.ends - member.joined)
+        for request, tokens, joined, ends, _ in self.batch.advance(steps):
+            self.pool.release(request, tokens + ends - joined)
         while self._ends and self._ends[0][0] <= self.batch.step:
             step, request = heappop(self._ends)
-            self.leave(rows[request], step)
+            _, _, joined, _, last_token = rows[request]
+            self._write_stay(pack_stay(request, self.index, joined, step, last_token))
             self.world.finish(request, now)
         self._drop_ended_batch()
 
     def remaining(self, member: Member) -> int:
-        return next(step for step, request in self._ends if request == member.request) - (
-            self.batch.step
-        )
+        return next(step for step, request in self._ends if request == member[0]) - self.batch.step
 
     def preempt(self) -> int:
         last = next(reversed(self.batch.members))
@@ -227,5 +242,5 @@ class StaticWorker(Worker):
 
     def _drop(self, request: int) -> None:
         """Take out a row that has ended."""
-        row = self.batch.remove(request)
-        self.pool.release(request, row.tokens + self.batch.step - row.joined)
+        _, tokens, joined, _, _ = self.batch.remove(request)
+        self.pool.release(request, tokens + self.batch.step - joined)

@@ -15,6 +15,7 @@ from splitwiser.models.work import prompt_pairs
 from splitwiser.sim.batch import DecodeBatch, Member
 from splitwiser.sim.device import NOTHING, Task
 from splitwiser.sim.kv import BlockPool
+from splitwiser.sim.log import pack_stay
 from splitwiser.sim.queues import Queue
 from splitwiser.sim.world import World
 
@@ -48,20 +49,19 @@ class Swapped(NamedTuple):
     last_token: float
 
 
-class Prompts(NamedTuple):
-    """Prompts that are computed in one step."""
+# Prompts that are computed in one step: the requests, the KV tokens of each when it is done, the tokens to compute (without those
+# found in the prefix cache), their query-key pairs, and the KV tokens read.
+Prompts = tuple[list[int], list[int], int, float, float]
 
-    requests: list[int]
-    lengths: list[int]  # KV tokens of each when it is done
-    tokens: int  # to compute, without those found in the prefix cache
-    pairs: float
-    kv: float
+
+# Of a decode step: GPU seconds without attended tokens, of each of them, host's floor, overhead; all of it.
+Line = tuple[float, float, float, float, StepCost]
 
 
 class Worker(ABC):
     """A process on the GPU: it schedules, and has at most one run on the device at a time.
 
-    Subclasses say in `run` what they do next. `max_seqs` and `max_tokens` are vLLM's `max_num_seqs` and
+    Subclasses say in `run` what they do next; what they wait for brings the time. `max_seqs` and `max_tokens` are vLLM's `max_num_seqs` and
     `max_num_batched_tokens`.
     """
 
@@ -82,6 +82,7 @@ class Worker(ABC):
         self.device = world.device
         self.log = world.log
         self.index = index
+        self._write_stay = world.log.stays.extend
         self.cost = cost
         self.queue = queue
         self.pool = pool
@@ -91,7 +92,8 @@ class Worker(ABC):
         self.batch = DecodeBatch(pool.block_size, world.window)
         self.swapped: deque[Swapped] = deque()
         self.watermark = ceil(WATERMARK * pool.total)
-        self._costs: dict[int, StepCost] = {}  # of pure decode steps, by batch size
+        self._needs_demand = world.device.needs_demand
+        self._lines: dict[int, Line] = {}  # by batch size
         self._prompt_costs: dict[tuple[int, float], StepCost] = {}  # of single prompts
         self._stated = NOTHING  # the demand of the decode batch, as it was last stated
         self._stated_size = 0
@@ -111,7 +113,7 @@ class Worker(ABC):
 
     # Decoding ---------------------------------------------------------------------------------
 
-    def start_decode(self, break_at: float) -> Event:
+    def start_decode(self, now: float, break_at: float) -> Event:
         """Decode until the batch changes, or to the first step boundary at or after `break_at`.
 
         The pool must have the blocks of the next step, see `short_of_blocks`.
@@ -120,59 +122,65 @@ class Worker(ABC):
         self._plan(task)
         task.break_at = break_at
         if break_at < inf:
-            self.device.clip(task)
+            self.device.clip(task, now)
         reserved = batch.blocks_for(task.steps)
         if reserved > pool.free:
             task.steps = batch.steps_with(pool.free, task.steps)
             reserved = batch.blocks_for(task.steps)
         pool.take(reserved)
-        self.reserved, self._planned = reserved, task.steps
+        self.reserved = reserved
+        self._planned = task.steps
         task.blocks = pool.total - pool.free
-        return self.device.start(task)
+        return self.device.start(task, now)
 
-    def end_decode(self) -> None:
+    def end_decode(self, now: float) -> None:
         """The run that `start_decode` began has ended."""
         steps = self.task.steps
         if steps != self._planned:
             self.reclaim()
         self.reserved = 0
-        self.advance(steps, self.env.now)
+        self.advance(steps, now)
 
     def advance(self, steps: int, now: float) -> None:
         """The batch has made `steps` steps: its ended members leave."""
         self.last_step = now
-        for member in self.batch.advance(steps):
-            request, ends = member.request, member.ends
-            self.leave(member, ends)
-            self.pool.release(request, member.tokens + ends - member.joined)
+        for request, tokens, joined, ends, last_token in self.batch.advance(steps):
+            self._write_stay(pack_stay(request, self.index, joined, ends, last_token))
+            self.pool.release(request, tokens + ends - joined)
             self.world.finish(request, now)
 
     def remaining(self, member: Member) -> int:
         """Tokens that a member has still to get."""
-        return member.ends - self.batch.step
+        return member[3] - self.batch.step
 
     def _plan(self, task: Task) -> None:
         """Write the longest run of equal batch into `task`."""
         batch = self.batch
         size = batch.size
-        cost = self._costs.get(size)
-        if cost is None:
-            cost = self._costs[size] = self.cost.decode(size)
+        line = self._lines.get(size)
+        if line is None:
+            line = self._lines[size] = self._line(size)
+        constant, per_token, host, overhead, cost = line
         steps = batch.steps_to_change()
-        gpu = cost.gpu + cost.gpu_per_token * batch.attended
-        growth = cost.gpu_per_token * batch.growing
-        if gpu < cost.host:  # bound by the host until the contexts have grown enough
+        gpu = constant + per_token * batch.attended
+        growth = per_token * batch.growing
+        if gpu < host:  # bound by the host until the contexts have grown enough
             if growth > 0.0:
-                steps = min(steps, ceil((cost.host - gpu) / growth))
-            gpu, growth = cost.host, 0.0
-        if self.device.needs_demand:
+                steps = min(steps, ceil((host - gpu) / growth))
+            gpu, growth = host, 0.0
+        if self._needs_demand:
             steps = min(steps, self._state_demand(task, cost))
-        task.first = gpu + cost.overhead
+        task.first = gpu + overhead
         task.growth = growth
         task.batch = size
         task.joined = batch.newly_joined
         task.tokens = 0
         task.steps = steps
+
+    def _line(self, size: int) -> Line:
+        """The cost of decode steps of `size` sequences, taken apart because it is needed so often."""
+        cost = self.cost.decode(size)
+        return cost.gpu, cost.gpu_per_token, cost.host, cost.overhead, cost
 
     def _state_demand(self, task: Task, cost: StepCost) -> int:
         """Say what the batch asks of the GPU, and for how many steps that holds.
@@ -192,10 +200,6 @@ class Worker(ABC):
         if not batch.growing:
             return UNBOUNDED
         return max(1, ceil((self._stated_until - batch.attended) / batch.growing))
-
-    def leave(self, member: Member, step: int) -> None:
-        """Write down a member's stay in the batch, which ended after `step` steps."""
-        self.log.stays.extend((member.request, self.index, member.joined, step, member.last_token))
 
     def next_decision(self) -> float:
         """When the next arrival may change the batch; never, where it could not be admitted anyway."""
@@ -234,9 +238,11 @@ class Worker(ABC):
         world, batch, pool = self.world, self.batch, self.pool
         request = next(reversed(batch.members))
         member = batch.remove(request)
-        self.leave(member, batch.step)
-        pool.release(request, member.tokens + batch.step - member.joined)
-        last_token = self.last_step if batch.step > member.joined else member.last_token
+        _, tokens, joined, _, last_token = member
+        self._write_stay(pack_stay(request, self.index, joined, batch.step, last_token))
+        pool.release(request, tokens + batch.step - joined)
+        if batch.step > joined:
+            last_token = self.last_step
         generated = world.output_tokens[request] - self.remaining(member)
         tokens = world.prompt_tokens[request] + generated - 1  # the last one has no KV yet
         self.log.preemptions[request] += 1
@@ -300,9 +306,9 @@ class Worker(ABC):
             causal, read = prompt_pairs(tokens - reused, reused, world.window)
             pairs += causal
             kv += read
-        return Prompts(requests, lengths, new_tokens, pairs, kv) if requests else None
+        return (requests, lengths, new_tokens, pairs, kv) if requests else None
 
-    def start_prefill(self, prompts: Prompts) -> Event:
+    def start_prefill(self, prompts: Prompts, now: float) -> Event:
         """Compute whole prompts in one step."""
         requests, _, tokens, pairs, kv = prompts
         if len(requests) == 1:
@@ -312,22 +318,27 @@ class Worker(ABC):
                 cost = self._prompt_costs[key] = self.cost.step(tokens, 1, pairs, kv, 0)
         else:
             cost = self.cost.step(tokens, len(requests), pairs, kv, 0)
-        return self.start_step(cost, requests, tokens)
+        return self.start_step(cost, requests, tokens, now)
 
-    def end_prefill(self, prompts: Prompts) -> None:
+    def end_prefill(self, prompts: Prompts, now: float) -> None:
         """The prompts are computed; their sequences go where `computed` sends them."""
-        now = self.env.now
-        for request, length in zip(prompts.requests, prompts.lengths, strict=True):
+        requests, lengths, *_ = prompts
+        for request, length in zip(requests, lengths, strict=True):
             self.emit(request, length, now)
 
     def start_step(
-        self, cost: StepCost, requests: Iterable[int], tokens: int, mixed: bool = False
+        self,
+        cost: StepCost,
+        requests: Iterable[int],
+        tokens: int,
+        now: float,
+        mixed: bool = False,
     ) -> Event:
         """Begin one step that computes `tokens` prompt tokens of `requests`.
 
         With `mixed` the same step decodes the batch.
         """
-        scheduled, now = self.log.scheduled, self.env.now
+        scheduled = self.log.scheduled
         for request in requests:
             if scheduled[request] != scheduled[request]:  # still NaN: it is scheduled first now
                 scheduled[request] = now
@@ -343,9 +354,9 @@ class Worker(ABC):
         task.tokens = tokens
         task.blocks = self.pool.total - self.pool.free
         task.break_at = inf
-        if self.device.needs_demand:
+        if self._needs_demand:
             task.demand = cost.demand(attended)
-        return self.device.start(task)
+        return self.device.start(task, now)
 
     def emit(self, request: int, tokens: int, now: float) -> None:
         """A prompt of `tokens` tokens is computed, and gives its request a token."""
