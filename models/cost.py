@@ -61,24 +61,40 @@ class StepCost(NamedTuple):
 
     def seconds(self, attended: float) -> float:
         """Return the wall time of the step, overhead included."""
-        gpu = self.gpu + self.gpu_per_token * attended
-        return max(self.host, gpu) + self.overhead
+        gpu, gpu_per_token, host, overhead, *_ = self
+        gpu += gpu_per_token * attended
+        return (gpu if gpu > host else host) + overhead
 
     def demand(self, attended: float) -> Demand:
         """Return what the step asks of the GPU."""
-        gpu = self.gpu + self.gpu_per_token * attended
-        flops = self.flops + self.flops_per_token * attended
-        moved = self.bytes + self.bytes_per_token * attended
+        # Unpacked: fields of a NamedTuple are slow to read, and a simulation asks for every run.
+        (
+            gpu,
+            gpu_per_token,
+            host,
+            overhead,
+            flops,
+            flops_per_token,
+            moved,
+            moved_per_token,
+            kernels,
+            sm_share,
+            peak,
+            bandwidth,
+        ) = self
+        gpu += gpu_per_token * attended
+        flops += flops_per_token * attended
+        moved += moved_per_token * attended
         return Demand(
-            max(self.host, gpu) + self.overhead,
+            (gpu if gpu > host else host) + overhead,
             gpu,
             flops,
             moved,
-            self.kernels,
-            self.sm_share,
-            self.overhead,
-            flops / self.peak,
-            moved / self.bandwidth,
+            kernels,
+            sm_share,
+            overhead,
+            flops / peak,
+            moved / bandwidth,
         )
 
 
@@ -133,8 +149,6 @@ class CostModel:
         peak, bandwidth = float(gpu.peak(llm.dtype)), float(gpu.bandwidth)
         self._peak, self._bandwidth = peak, bandwidth
         scale = saturation(sm_share, value("compute_knee"), value("compute_bend"))
-        if whole_device_grids and sm_share < 1.0:
-            scale /= 1.0 + value("second_wave")
         # However little power limits it, a share of the SMs has no more than its share of the peak.
         gemm = peak * min(value("gemm_efficiency") * scale, sm_share)
         attention = peak * min(value("attention_efficiency") * scale, sm_share)
@@ -142,7 +156,11 @@ class CostModel:
         stream = reach * value("memory_efficiency")
         self._p = p = value("sharpness")
         self._tile = value("tile_rows")
+        split = whole_device_grids and sm_share < 1.0
+        self._waves = 1.0 + value("second_wave") if split else 1.0
         self._small_tile, self._small_rows = value("small_tile_rows"), value("small_rows")
+        # More tokens never compute fewer rows, whatever tiles a profile names.
+        self._least_rows = -(-self._small_rows // self._small_tile) * self._small_tile
         self._gap, self._launch = value("kernel_gap"), value("launch_host")
         self._overhead = value("step_overhead")
         self._prompt_eager = eager or not profile.graphed_prefill
@@ -168,9 +186,15 @@ class CostModel:
         self._decodes: dict[int, StepCost] = {}
 
     def _rows(self, tokens: float) -> float:
-        """Return the rows that a GEMM of *tokens* rows computes, whole tiles."""
-        tile = self._small_tile if tokens <= self._small_rows else self._tile
-        return -(-tokens // tile) * tile
+        """Return the rows that a GEMM of *tokens* rows computes: whole tiles.
+
+        Grids of more than one row of tiles fill the device; on a part of it they pay the second
+        wave as so many more rows.
+        """
+        if tokens <= self._small_rows:
+            return -(-tokens // self._small_tile) * self._small_tile
+        rows = max(-(-tokens // self._tile) * self._tile, self._least_rows)
+        return rows * self._waves if rows > self._tile else rows
 
     def step(
         self,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from splitwiser.models.gpu import gpu
-from splitwiser.models.names import unknown_name
+from splitwiser.models.names import quoted, unknown_name
 
 if TYPE_CHECKING:
     from splitwiser.models.profile_file import ParameterEntry
@@ -164,13 +164,13 @@ def load_profile(path: Path | str) -> Profile:
 
 def parse_profile(document: Any, place: str) -> Profile:
     """Check a profile document and return the profile; *place* names it in error messages."""
-    from splitwiser.models.profile_file import ProfileFile, first_fault
+    from splitwiser.models.profile_file import ProfileFile, checked
 
     if isinstance(document, dict) and document.get("version") not in (None, VERSION):
         raise ValueError(
-            f"{place}: version {document['version']!r} is not supported; expected {VERSION}"
+            f"{place}: version {quoted(document['version'])} is not supported; expected {VERSION}"
         )
-    content = first_fault(ProfileFile, document, place)
+    content = checked(ProfileFile, document, place)
     parameters = _parameters(content.parameters, f"{place}: parameters")
     missing = [name for name in PARAMETERS if name not in parameters]
     if missing:
@@ -184,7 +184,7 @@ def parse_profile(document: Any, place: str) -> Profile:
         residuals=content.residuals,
         graphed_prefill=content.graphed_prefill,
         by_gpu={
-            name: _parameters(entries, f"{place}: by_gpu.{name}")
+            name: _parameters(entries, f"{place}: by_gpu.{quoted(name)}")
             for name, entries in content.by_gpu.items()
         },
     )

@@ -6,6 +6,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from splitwiser.models.names import quoted
+
+SHOWN = 4
+
 
 class ParameterEntry(BaseModel):
     """One parameter: value and standard error in SI units, and its source."""
@@ -34,16 +38,22 @@ class ProfileFile(BaseModel):
 Content = TypeVar("Content", bound=BaseModel)
 
 
-def first_fault(model: type[Content], document: Any, place: str) -> Content:
+def checked(model: type[Content], document: Any, place: str) -> Content:
     """Return *document* checked against *model*, or raise a ValueError of one line.
 
-    The line holds every fault with its key path.
+    The line holds the faults with their key paths, the first `SHOWN` of them.
     """
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        faults = [
-            f"{'.'.join(str(part) for part in fault['loc']) or 'the document'}: {fault['msg']}"
-            for fault in error.errors(include_url=False, include_input=False)
-        ]
+        found = error.errors(include_url=False, include_input=False)
+        faults = [f"{_path(fault['loc'])}: {fault['msg']}" for fault in found[:SHOWN]]
+        if len(found) > SHOWN:
+            faults.append(f"and {len(found) - SHOWN} more")
         raise ValueError(f"{place}: {'; '.join(faults)}") from None
+
+
+def _path(keys: tuple[int | str, ...]) -> str:
+    """Return a key path as TOML writes it, odd keys quoted."""
+    parts = [key if str(key).replace("_", "").isalnum() else quoted(key) for key in keys]
+    return ".".join(str(part) for part in parts) or "the document"

@@ -17,10 +17,10 @@ use. `time_slice` divides the device's time instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from math import sqrt
 
 from splitwiser.models.cost import Demand
+from splitwiser.models.names import unknown_name
 from splitwiser.models.profile import Profile
 
 REGIMES = ("exclusive", "time_slice", "mps", "streams", "green_contexts")
@@ -68,11 +68,11 @@ class TimeSlice(Sharing):
 
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
         wanted, turns = [], []
-        for d in demands:
-            waiting = d.seconds - d.overhead - d.busy
+        for seconds, busy, _, _, kernels, _, overhead, _, _ in demands:
+            waiting = seconds - overhead - busy
             held = self.hold * waiting if waiting > 0.0 else 0.0
-            wanted.append((d.busy + held) / d.seconds)
-            turns.append(self.quantum + (d.busy / d.kernels if d.kernels > 0.0 else 0.0))
+            wanted.append((busy + held) / seconds)
+            turns.append(self.quantum + (busy / kernels if kernels > 0.0 else 0.0))
         useful = sum(turns)
         capacity = useful / (useful + self.switch * len(demands))
         given = water_fill(wanted, turns, capacity)
@@ -105,27 +105,28 @@ class Spatial(Sharing):
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
         uses, queues = [], []
         shares = 0.0
-        for d in demands:
-            use = d.busy / d.seconds
+        # Unpacked, for this is the inner loop of a simulation and fields of a NamedTuple are slow to read.
+        for seconds, busy, _, _, kernels, share, _, _, _ in demands:
+            use = busy / seconds
             uses.append(use)
-            queues.append(use * d.busy / d.kernels if d.kernels > 0.0 else 0.0)
-            shares += d.sm_share
+            queues.append(use * busy / kernels if kernels > 0.0 else 0.0)
+            shares += share
         load, queue = sum(uses), sum(queues)
+        crowded, apart = shares >= len(demands), shares <= 1.0
         rates = []
-        for i, d in enumerate(demands):
-            if shares >= len(demands):  # nobody is limited: every kernel meets every other
+        for i, (seconds, _, _, _, kernels, _, overhead, compute, memory) in enumerate(demands):
+            if crowded:  # nobody is limited: every kernel meets every other
                 beside, ahead = 0.0, queue - queues[i]
-            elif shares <= 1.0:
+            elif apart:
                 beside, ahead = load - uses[i], 0.0
             else:
                 beside, ahead = neighbours(i, demands, shares, uses, queues)
-            total = d.compute + d.memory
-            mix = sqrt(d.compute / total) if total > 0.0 else 0.0
+            total = compute + memory
+            mix = sqrt(compute / total) if total > 0.0 else 0.0
             slower = 1.0 + (self._contention + self._contention_slope * mix) * beside
-            wait = (self._wait + self._wait_slope * mix) * ahead * d.kernels
-            wait = wait * self._priority if d.memory > d.compute else wait / self._priority
-            seconds = (d.seconds - d.overhead) * slower + wait + d.overhead
-            rates.append(d.seconds / seconds)
+            wait = (self._wait + self._wait_slope * mix) * ahead * kernels
+            wait = wait * self._priority if memory > compute else wait / self._priority
+            rates.append(seconds / ((seconds - overhead) * slower + wait + overhead))
         return rates
 
 
@@ -161,7 +162,7 @@ def overlap(own: float, other: float, shares: float) -> float:
         return 0.0
     pair = (own + other - 1.0) / own
     crowd = (shares - 1.0) * other / (shares - own)
-    return max(pair, crowd)
+    return min(max(pair, crowd), 1.0)  # rounding may lift a whole overlap above 1
 
 
 def water_fill(wanted: Sequence[float], weights: Sequence[float], capacity: float) -> list[float]:
@@ -180,10 +181,10 @@ def water_fill(wanted: Sequence[float], weights: Sequence[float], capacity: floa
 def within_limits(demands: Sequence[Demand], rates: list[float]) -> list[float]:
     """Return *rates*, lowered together where all tasks would exceed the peak or the bandwidth."""
     compute = memory = 0.0
-    for d, rate in zip(demands, rates, strict=True):
-        progress = rate / d.seconds
-        compute += progress * d.compute
-        memory += progress * d.memory
+    for demand, rate in zip(demands, rates, strict=True):
+        progress = rate / demand[0]
+        compute += progress * demand[7]
+        memory += progress * demand[8]
     most = max(compute, memory)
     return [rate / most for rate in rates] if most > 1.0 else rates
 
@@ -202,6 +203,4 @@ def sharing_for(regime: str, profile: Profile) -> Sharing:
             (value("wait_memory"), value("wait_compute")),
             value("stream_priority") if regime == "streams" else 1.0,
         )
-    near = get_close_matches(regime, REGIMES, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown sharing {regime!r}; {hint}known: {', '.join(REGIMES)}")
+    raise unknown_name("sharing", regime, REGIMES)

@@ -1,0 +1,200 @@
+"""The cost of a step: physical limits, monotony, agreement with `work`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitwiser.models.catalogue import catalogue, llm
+from splitwiser.models.cost import CostModel, StepCost, roofline, saturation
+from splitwiser.models.gpu import Gpu, gpu, gpus
+from splitwiser.models.llm import Llm
+from splitwiser.models.profile import PARAMETERS, Profile, built_in_profiles, profile_for
+from splitwiser.models.work import Batch, prompt_pairs, work
+
+VALUES = st.fixed_dictionaries(
+    {name: st.floats(meaning.lower, meaning.upper) for name, meaning in PARAMETERS.items()}
+)
+PROFILES = st.sampled_from(built_in_profiles()) | VALUES.map(
+    lambda values: profile_for("a10").with_values(**values)
+)
+SHARES = st.just(1.0) | st.floats(0.01, 1.0)
+
+
+@st.composite
+def batches(draw: st.DrawFn, window: int | None) -> Batch:
+    """Draw a prefill, decode or mixed batch."""
+    new, cached = draw(st.integers(0, 16_384)), draw(st.integers(0, 32_768))
+    decodes = draw(st.integers(0, 1024))
+    context = draw(st.integers(1, 32_768))
+    attended = decodes * min(context, window or context)
+    pairs, prompt_kv = prompt_pairs(new, cached, window) if new else (0.0, 0.0)
+    new += decodes == 0 and new == 0
+    return Batch(new + decodes, decodes + (new > 0), pairs, prompt_kv, decodes, attended)
+
+
+def priced(model: CostModel, batch: Batch) -> StepCost:
+    """Return the cost of *batch* at A = 0."""
+    return model.step(*batch[:5])
+
+
+@given(st.data(), st.sampled_from(catalogue()), st.sampled_from(gpus()), PROFILES, SHARES)
+@settings(max_examples=120, deadline=None)
+def test_no_step_beats_the_data_sheet(
+    data: st.DataObject, model: Llm, device: Gpu, profile: Profile, share: float
+) -> None:
+    """No step, nor any group of it, is faster than FLOP over peak or bytes over bandwidth."""
+    batch = data.draw(batches(model.sliding_window))
+    cost = CostModel(model, device, profile, sm_share=share)
+    step = priced(cost, batch)
+    groups = work(model, batch).values()
+    peak, bandwidth = device.peak(model.dtype), device.bandwidth
+    limit = sum(max(group.flops / peak, group.bytes / bandwidth) for group in groups)
+    gpu_seconds = step.gpu + step.gpu_per_token * batch.attended
+    assert gpu_seconds >= limit * (1 - 1e-12)
+    assert step.seconds(batch.attended) >= gpu_seconds
+    in_peak_of_share = sum(group.flops for group in groups) / (peak * share)
+    assert gpu_seconds >= in_peak_of_share * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
+def test_a_share_has_no_more_than_its_share_of_the_peak(share: float) -> None:
+    """Even where power limits the whole device, s of the SMs give at most s of the peak."""
+    profile = profile_for("h200").with_values(gemm_efficiency=1.0, compute_knee=0.01)
+    cost = CostModel(llm("facebook/opt-125m"), gpu("h200"), profile, sm_share=share)
+    step = cost.step(8192, 1, *prompt_pairs(8192, 0))
+    assert step.gpu >= step.flops / (gpu("h200").peak("float16") * share)
+
+
+@given(st.data(), st.sampled_from(catalogue()))
+@settings(max_examples=50, deadline=None)
+def test_a_step_counts_what_work_counts(data: st.DataObject, model: Llm) -> None:
+    """FLOP, bytes and kernels of a step are the sums over `work`'s groups."""
+    batch = data.draw(batches(model.sliding_window))
+    demand = priced(CostModel(model, gpu("h200"), profile_for("h200")), batch).demand(
+        batch.attended
+    )
+    groups = work(model, batch).values()
+    assert demand.flops == pytest.approx(sum(group.flops for group in groups), rel=1e-9)
+    assert demand.bytes == pytest.approx(sum(group.bytes for group in groups), rel=1e-9)
+    assert demand.kernels == sum(group.kernels for group in groups)
+
+
+@given(st.data(), st.sampled_from(gpus()), PROFILES, st.floats(1, 4), SHARES, st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_more_of_the_device_is_never_slower(
+    data: st.DataObject, device: Gpu, profile: Profile, factor: float, share: float, green: bool
+) -> None:
+    """More bandwidth, more FLOP/s or a larger share of the SMs never lengthens a step."""
+    model = llm("meta-llama/Meta-Llama-3-8B")
+    batch = data.draw(batches(None))
+
+    def seconds(device: Gpu, share: float) -> float:
+        cost = CostModel(model, device, profile, sm_share=share, whole_device_grids=green)
+        return priced(cost, batch).seconds(batch.attended)
+
+    now = seconds(device, share) * (1 + 1e-12)
+    faster = {dtype: peak * factor for dtype, peak in device.flops.items()}
+    assert seconds(replace(device, bandwidth=device.bandwidth * factor), share) <= now
+    assert seconds(replace(device, flops=faster), share) <= now
+    assert seconds(device, min(1.0, share * factor)) <= now
+
+
+@given(st.integers(1, 9000), st.integers(1, 500), PROFILES)
+@settings(max_examples=50, deadline=None)
+def test_more_tokens_are_never_faster(tokens: int, more: int, profile: Profile) -> None:
+    """A longer prompt and a larger decode batch never take less time."""
+    cost = CostModel(llm("mistralai/Mixtral-8x7B-v0.1"), gpu("h200"), profile)
+    short = cost.step(tokens, 1, *prompt_pairs(tokens, 0)).seconds(0)
+    long = cost.step(tokens + more, 1, *prompt_pairs(tokens + more, 0)).seconds(0)
+    assert short <= long * (1 + 1e-12)
+    assert cost.decode(more).seconds(0) <= cost.decode(more + 1).seconds(0) * (1 + 1e-12)
+
+
+@given(st.integers(1, 512), st.floats(0, 1e7), st.floats(0, 1e7))
+def test_a_step_is_linear_in_attended(n: int, a: float, b: float) -> None:
+    """Where kernels, not the host, bound the step, its time is linear in the tokens attended."""
+    cost = CostModel(llm("facebook/opt-125m"), gpu("a10"), profile_for("a10")).decode(n)
+    assert cost.host == 0.0
+    middle = cost.seconds((a + b) / 2)
+    assert middle == pytest.approx((cost.seconds(a) + cost.seconds(b)) / 2, rel=1e-12)
+    assert cost.seconds(a) == pytest.approx(cost.demand(a).seconds, rel=1e-15)
+
+
+def test_graphs_remove_the_host_floor() -> None:
+    """Eager steps wait for the host, graphed decode steps do not, prefill does unless graphed."""
+    model, device, profile = llm("facebook/opt-125m"), gpu("h200"), profile_for("h200")
+    graphed = CostModel(model, device, profile)
+    eager = CostModel(model, device, profile, eager=True)
+    assert graphed.decode(1).host == 0.0
+    assert eager.decode(1).host == eager.decode(1).kernels * profile.value("launch_host")
+    assert eager.decode(1).seconds(512) > graphed.decode(1).seconds(512)
+    prompt = (64, 1, *prompt_pairs(64, 0))
+    assert graphed.step(*prompt).host > 0.0
+    piecewise = CostModel(model, device, replace(profile, graphed_prefill=True))
+    assert piecewise.step(*prompt).host == 0.0
+
+
+def test_decode_is_the_pure_decode_step() -> None:
+    """`decode(n)` is `step(n, n, decodes=n)`, and is kept."""
+    cost = CostModel(llm("facebook/opt-125m"), gpu("a10"), profile_for("a10"))
+    assert cost.decode(7) == cost.step(7, 7, decodes=7)
+    assert cost.decode(7) is cost.decode(7)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, math.nan])
+def test_a_share_outside_the_device_is_refused(share: float) -> None:
+    """A process cannot have none of the SMs or more than all."""
+    with pytest.raises(ValueError, match=r"sm_share .* must lie in \(0, 1\]"):
+        CostModel(llm("facebook/opt-125m"), gpu("a10"), profile_for("a10"), sm_share=share)
+
+
+def test_a_dtype_without_units_is_refused() -> None:
+    """A GPU whose data sheet has no peak for the model's dtype says so."""
+    model = llm("facebook/opt-125m").with_dtype("float8_e4m3fn")
+    with pytest.raises(ValueError, match="a10"):
+        CostModel(model, gpu("a10"), profile_for("a10"))
+
+
+@given(st.floats(0, 1e3), st.floats(0, 1e3), st.floats(1, 8))
+def test_roofline_lies_between_the_larger_and_the_sum(a: float, b: float, p: float) -> None:
+    """A p-norm is at least its larger term and at most the sum."""
+    assert max(a, b) <= roofline(a, b, p) <= (a + b) * (1 + 1e-12)
+
+
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0.01, 10), st.floats(1, 64))
+def test_saturation_rises_to_one(a: float, b: float, knee: float, bend: float) -> None:
+    """Throughput rises with the SMs, is 1 on all of them, and never less than their share."""
+    low, high = sorted((a, b))
+    assert saturation(low, knee, bend) <= saturation(high, knee, bend) * (1 + 1e-9)
+    assert saturation(1.0, knee, bend) == 1.0
+    assert low * (1 - 1e-9) <= saturation(low, knee, bend) <= 1.0 + 1e-9
+
+
+def test_llama_2_on_a10_is_in_the_measured_range() -> None:
+    """The data-sheet profile is within 25 % of vLLM 0.3's TTFT and TPOT on an A10."""
+    cost = CostModel(llm("meta-llama/Llama-2-7b-hf"), gpu("a10"), profile_for("a10"))
+    for tokens, measured in ((128, 0.0425), (512, 0.117), (2048, 0.463)):
+        predicted = cost.step(tokens, 1, *prompt_pairs(tokens, 0)).seconds(0)
+        assert predicted == pytest.approx(measured, rel=0.25)
+    assert cost.decode(1).seconds(0) == pytest.approx(0.0298, rel=0.15)
+    assert cost.decode(1).gpu_per_token == pytest.approx(1.1e-6, rel=0.15)
+
+
+@pytest.mark.parametrize("device", ["h100-sxm", "h200", "a100-80gb", "l40s"])
+def test_a_tuned_engine_reaches_a_believable_part_of_the_ideal(device: str) -> None:
+    """Data-sheet predictions of saturated serving lie at 0.55 to 0.85 of the additive ideal."""
+    model, sheet = llm("meta-llama/Llama-3.1-8B"), gpu(device)
+    profile = replace(profile_for("l4"), gpu=device)
+    cost = CostModel(model, sheet, profile)
+    n, prompt, output = 128, 1024, 256
+    step = cost.step(8 * prompt, 8, *(8 * x for x in prompt_pairs(prompt, 0)))
+    decode = cost.decode(n).demand(n * (prompt + output / 2))
+    ideal = n / 8 * step.demand(0).flops / sheet.peak(model.dtype)
+    ideal += output * decode.bytes / sheet.bandwidth
+    predicted = n / 8 * step.seconds(0) + output * decode.seconds
+    assert 0.55 < ideal / predicted < 0.85
