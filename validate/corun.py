@@ -1,4 +1,4 @@
-"""Measured rates of phases that share a GPU, the model's prediction of them, and the fit of both.
+"""Measured rates of phases that share a GPU, and the model's prediction of them.
 
 The measurement: two processes on one GPU, each looping over its own phase. One runs prefills of
 one sequence, launched eagerly; the other decode steps of a batch at a fixed context, as a CUDA
@@ -13,11 +13,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from statistics import fmean
 
-import numpy as np
-
-from splitwiser.models.cost import CostModel
+from splitwiser.models.cost import CostModel, Demand
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile
@@ -69,8 +67,8 @@ class CorunRow:
 
     @property
     def regime(self) -> str:
-        """The sharing regime as tables name it: limits are part of it."""
-        if self.prefill_share < 1.0 or self.decode_share < 1.0:
+        """The sharing regime as tables name it: limits under MPS are part of it."""
+        if self.sharing == "mps" and min(self.prefill_share, self.decode_share) < 1.0:
             return f"{self.sharing} {self.prefill_share:.0%}/{self.decode_share:.0%}"
         return self.sharing
 
@@ -82,7 +80,8 @@ class CorunRow:
             phases.append(f"P {self.prefill_tokens}")
         if self.decode_batch is not None:
             phases.append(f"D {self.decode_batch}x{self.decode_context}")
-        return " + ".join(phases)
+        split = f" on {self.prefill_share:.0%}/{self.decode_share:.0%}"
+        return " + ".join(phases) + (split if self.sharing == "green_contexts" else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,29 +105,6 @@ class GenerateRow:
     def title(self) -> str:
         """What ran, such as "4 processes"."""
         return f"{self.processes} process{'es' if self.processes > 1 else ''}"
-
-
-class Residual(NamedTuple):
-    """A measured rate, its prediction, and which rows decided the parameters."""
-
-    regime: str
-    title: str
-    phase: str
-    measured: float
-    predicted: float
-    fitted: bool
-
-    @property
-    def error(self) -> float:
-        """Return predicted/measured - 1."""
-        return self.predicted / self.measured - 1.0
-
-
-class Estimate(NamedTuple):
-    """A fitted parameter with its standard error (None where the rows do not determine it)."""
-
-    value: float
-    stderr: float | None
 
 
 def read_corun(path: Path | str) -> list[CorunRow]:
@@ -240,14 +216,19 @@ def _cells(path: Path, columns: Sequence[str]) -> Iterable[_Cells]:
 
 
 def predict_corun(row: CorunRow, llm: Llm, gpu: Gpu, profile: Profile) -> dict[str, float]:
-    """Return the predicted rate of each phase of *row*: {"prefill": 1/s, "decode": 1/s}."""
+    """Return the predicted rate of each phase of *row*: {"prefill": 1/s, "decode": 1/s}.
+
+    The loops have no engine around them, so that nothing comes between two steps.
+    """
+    profile = profile.with_values(step_overhead=0.0)
+    grids = row.sharing == "green_contexts"
     demands = {}
     if row.prefill_tokens is not None:
-        cost = CostModel(llm, gpu, profile, sm_share=row.prefill_share)
+        cost = CostModel(llm, gpu, profile, sm_share=row.prefill_share, whole_device_grids=grids)
         pairs, read = prompt_pairs(row.prefill_tokens, 0, llm.sliding_window)
         demands["prefill"] = cost.step(row.prefill_tokens, 1, pairs, read).demand(0.0)
     if row.decode_batch is not None and row.decode_context is not None:
-        cost = CostModel(llm, gpu, profile, sm_share=row.decode_share)
+        cost = CostModel(llm, gpu, profile, sm_share=row.decode_share, whole_device_grids=grids)
         attended = row.decode_batch * row.decode_context
         demands["decode"] = cost.decode(row.decode_batch).demand(attended)
     rates = sharing_for(row.sharing, profile).rates(list(demands.values()))
@@ -261,8 +242,10 @@ def predict_generate(row: GenerateRow, llm: Llm, gpu: Gpu, profile: Profile) -> 
     """Return the predicted rate of *row* in batches per second, over all processes.
 
     Processes are out of step with each other, so that each meets neighbours of average demand:
-    the mean of a batch's steps. Host cores and locks are outside the model.
+    the mean of a batch's steps, with the profile's `generate_overhead` after each. What processes
+    take from each other on the host (cores, locks) is outside the model.
     """
+    profile = profile.with_values(step_overhead=profile.value("generate_overhead"))
     cost = CostModel(llm, gpu, profile, sm_share=row.share, eager=True)
     pairs, read = prompt_pairs(row.prompt_tokens, 0, llm.sliding_window)
     n = row.batch
@@ -270,7 +253,16 @@ def predict_generate(row: GenerateRow, llm: Llm, gpu: Gpu, profile: Profile) -> 
     decode = cost.decode(n)
     for token in range(1, row.output_tokens):
         steps.append(decode.demand(n * (row.prompt_tokens + token)))
-    whole = [sum(step[field] for step in steps) for field in range(len(steps[0]))]
-    mean = steps[0]._make(value / len(steps) for value in whole)._replace(sm_share=row.share)
+    mean = Demand(
+        seconds=fmean(step.seconds for step in steps),
+        busy=fmean(step.busy for step in steps),
+        flops=fmean(step.flops for step in steps),
+        bytes=fmean(step.bytes for step in steps),
+        kernels=fmean(step.kernels for step in steps),
+        sm_share=row.share,
+        overhead=fmean(step.overhead for step in steps),
+        compute=fmean(step.compute for step in steps),
+        memory=fmean(step.memory for step in steps),
+    )
     rate = sharing_for(row.sharing, profile).rates([mean] * row.processes)[0]
     return row.processes * rate / (mean.seconds * len(steps))
