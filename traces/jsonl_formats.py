@@ -32,14 +32,20 @@ def jsonl_format(line: bytes, path: Path, number: int) -> str:
 
 
 def read_mooncake(data: bytes, path: Path) -> Rows:
-    """Mooncake's rows: stamps in ms, 512-token blocks; `session_id` (AIPerf's) and `adapter` too."""
+    """Mooncake's rows: stamps in ms, 512-token blocks; also `session_id` and `adapter`."""
     columns = _Columns(path, MOONCAKE_BLOCK_TOKENS)
     sessions, adapters = _Labels(path, "session_id"), _Labels(path, "adapter")
     for line, row in _objects(data, path):
+        for labels in (sessions, adapters):
+            if labels.key in row:
+                labels.add(len(columns), line, row[labels.key])
         columns.add(line, row)
-        sessions.add(line, row)
-        adapters.add(line, row)
-    return columns.rows("mooncake", 1000.0, session=sessions.column(), adapter=adapters.column())
+    return columns.rows(
+        "mooncake",
+        1000.0,
+        session=sessions.column(len(columns)),
+        adapter=adapters.column(len(columns)),
+    )
 
 
 def read_bailian(data: bytes, path: Path) -> Rows:
@@ -69,6 +75,9 @@ class _Columns:
         )
         self._ends, self._ids = array("q", [0]), array("q")
 
+    def __len__(self) -> int:
+        return len(self._lines)
+
     def add(self, line: int, row: Row) -> None:
         """Take one object in; its values' ranges are checked later, all at once."""
         self._lines.append(line)
@@ -83,12 +92,12 @@ class _Columns:
             except OverflowError:
                 raise fault(self._path, line, key, value, "a number below 1e308") from None
         ids = row.get("hash_ids")
-        if ids:
+        if ids is not None:
             self._add_blocks(line, ids)
         self._ends.append(len(self._ids))
 
     def _add_blocks(self, line: int, ids: object) -> None:
-        if type(ids) is not list or set(map(type, ids)) != {int}:
+        if type(ids) is not list or not set(map(type, ids)) <= {int}:
             raise fault(self._path, line, "hash_ids", ids, "a list of whole numbers")
         size, prompt = self._block_tokens, self._prompts[-1]
         if (len(ids) - 1) * size >= prompt > 0:
@@ -113,7 +122,8 @@ class _Columns:
             raise ValueError(f"{self._path} holds no request")
         prefix = None
         if self._ids:
-            ends, ids = np.array(self._ends, np.int64), np.array(self._ids, np.int64)
+            # array("q") holds 64-bit numbers: taken over as they lie, not number by number
+            ends, ids = np.frombuffer(self._ends, np.int64), np.frombuffer(self._ids, np.int64)
             prefix = PrefixBlocks(ends, ids, self._block_tokens)
         return Rows(
             self._path,
@@ -126,36 +136,38 @@ class _Columns:
             adapter=adapter,
             prefix=prefix,
             notes=notes,
+            times="seconds from 0 on" if stamps_per_second == 1 else "milliseconds from 0 on",
         )
 
 
 class _Labels:
-    """An optional column of labels: whole numbers as they are, or strings, numbered as they come."""
+    """An optional column of labels: whole numbers as they are, or strings, numbered."""
 
     def __init__(self, path: Path, key: str) -> None:
-        self._path, self._key = path, key
+        self._path, self.key = path, key
         self._codes: dict[int | str, int] = {}
-        self._column = array("q")
+        self._rows, self._column = array("q"), array("q")
 
-    def add(self, line: int, row: Row) -> None:
-        """Take one object's label in, if it has one."""
-        label = row.get(self._key)
+    def add(self, row: int, line: int, label: object) -> None:
+        """Take the label of a row in; null is none."""
         if label is None:
-            self._column.append(NONE)
             return
         if type(label) is not str and (type(label) is not int or abs(label) >= 2**63):
-            raise fault(self._path, line, self._key, label, "a 64-bit whole number or a string")
+            raise fault(self._path, line, self.key, label, "a 64-bit whole number or a string")
+        self._rows.append(row)
         self._column.append(self._codes.setdefault(label, len(self._codes)))
 
-    def column(self) -> Ints | None:
-        """The labels by row, -1 for none; `None` where no row has one."""
+    def column(self, rows: int) -> Ints | None:
+        """The labels of that many rows, -1 for none; `None` where no row has one."""
         if not self._codes:
             return None
+        labels = np.array(self._column, np.int64)
         numbers = [label for label in self._codes if isinstance(label, int)]
-        codes = np.array(self._column, np.int64)
-        if len(numbers) < len(self._codes):
-            return codes
-        return np.where(codes == NONE, NONE, np.array(numbers, np.int64)[codes])
+        if len(numbers) == len(self._codes):
+            labels = np.array(numbers, np.int64)[labels]
+        column = np.full(rows, NONE, dtype=np.int64)
+        column[np.array(self._rows, np.int64)] = labels
+        return column
 
 
 class _Chats:

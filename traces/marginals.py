@@ -46,9 +46,9 @@ def dependent_uniforms(
     return u, 2 * p / (1 + lean + np.sqrt((1 + lean) ** 2 - 4 * lean * p))
 
 
-# The mean and the 50, 90 and 99 % points of each table are the published ones (the README of this
-# folder's sources: Azure, Mooncake, Vidur and etalon, see presets.py). The other points are
-# quantiles of the public files where those were at hand, as many as bring the mean within 1 %.
+# The 50, 90 and 99 % points of each table are the public trace's (presets.py names the sources),
+# and its mean is the trace's within 1.1 %. The other points are quantiles of the public file where it was
+# at hand, as many as the mean asks for.
 # "Chosen" marks tables for which only the published four are known: there the other points take
 # the sibling's or an excerpt's shape, and the least certain of them was moved to meet the mean.
 

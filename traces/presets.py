@@ -129,8 +129,9 @@ def preset(
     """
     chosen = PRESETS.get(name)
     if chosen is None:
-        near = difflib.get_close_matches(name, PRESETS, n=2) or list(PRESETS)
-        raise ValueError(f"unknown preset {name!r}; did you mean {' or '.join(near)}?")
+        near = difflib.get_close_matches(name, PRESETS, n=2)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"unknown preset {name!r}{hint} (accepted: {', '.join(PRESETS)})")
     count = chosen.num_prompts if num_prompts is None else num_prompts
     rate = chosen.request_rate if request_rate is None else request_rate
     arrival = chosen.arrive(count, rate, seed)

@@ -35,8 +35,9 @@ def read_trace(
     """
     path = Path(path)
     if format is not None and format not in FORMATS:
-        near = difflib.get_close_matches(format, FORMATS, n=1) or list(FORMATS)
-        raise ValueError(f"unknown trace format {format!r}; accepted: {' or '.join(near)}")
+        near = difflib.get_close_matches(format, FORMATS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown trace format {format!r}{hint} (accepted: {', '.join(FORMATS)})")
     data = read_text_bytes(path)
     name = format or _sniff(data, path)
     rows = read_csv(data, path, name) if name in CSV_FORMATS else READERS[name](data, path)

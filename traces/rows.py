@@ -57,6 +57,7 @@ class Rows:
     adapter: Ints | None = None
     prefix: PrefixBlocks | None = None
     notes: tuple[str, ...] = ()
+    times: str = "seconds from 0 on"  # what the stamps' column accepts
 
     def trace(self, *, spread: bool, seed: int) -> Trace:
         """Check, drop, sort and shift; the notes of the trace tell what was done."""
@@ -94,7 +95,7 @@ class Rows:
             return np.zeros(len(kept))
         values = self.stamp.values
         bad = ~(np.isfinite(values) & (values >= 0))
-        self.stamp.check(self.path, self.lines, bad, "a time of 0 or more")
+        self.stamp.check(self.path, self.lines, bad, self.times)
         values = values[kept]
         late = np.zeros(len(bad), dtype=np.bool_)
         late[kept] = values - values.min() > MAX_SECONDS

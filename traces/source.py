@@ -53,10 +53,10 @@ def _check_text(data: bytes, path: Path) -> None:
         )
 
 
-def quoted(value: object) -> str:
+def quoted(value: object, shown: int = SHOWN) -> str:
     """A value as an error shows it: on one line, cut when it is long."""
     text = repr(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+    return text if len(text) <= shown else text[: shown - 3] + "..."
 
 
 def fault(path: Path, line: int, key: str, value: object, accepted: str) -> ValueError:

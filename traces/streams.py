@@ -23,7 +23,7 @@ class Purpose(IntEnum):
 
 
 def stream(seed: int | np.random.Generator, purpose: Purpose) -> np.random.Generator:
-    """The random stream of *seed* for *purpose*: PCG64 on `SeedSequence(seed, spawn_key=(purpose,))`.
+    """The stream of *seed* for *purpose*: PCG64 on `SeedSequence(seed, spawn_key=(purpose,))`.
 
     A generator is returned as it is, for a caller that keeps its own streams. A seed that is not a
     whole number of 0 or more raises :exc:`ValueError`.

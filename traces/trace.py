@@ -23,7 +23,7 @@ class Trace:
     *arrival* holds seconds, never falling, from 0 on; *prompt_tokens* and *output_tokens* whole
     numbers from 1 on (the output is what the request will generate: a scheduler may not read it).
     *session* numbers the conversation that a request belongs to (-1: none), *adapter* its adapter
-    (-1: none), and *prefix* its prompt's hashed blocks; each is `None` where the source has no such column.
+    (-1: none), and *prefix* its prompt's hashed blocks; each is `None` where the source has none.
 
     With *max_concurrency* the load is a closed loop, as vLLM's `--max-concurrency`: a request is
     issued when its arrival is past and fewer than that many are in the system. *name* says where
@@ -75,7 +75,7 @@ class Trace:
 
     @property
     def rate(self) -> float:
-        """Requests per second: their number over the last arrival (vLLM's rule); inf if that is 0."""
+        """Requests per second: number over last arrival (vLLM's rule); inf if that is 0."""
         return len(self) / self.duration if self.duration else float("inf")
 
     def scale(self, rate_factor: float) -> Trace:
