@@ -6,7 +6,7 @@ Work is counted in seconds alone. Between two changes of the set of running task
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Protocol
 
@@ -35,15 +35,16 @@ class Task:
         "break_at",
         "demand",
         "done",
-        "event",
         "first",
         "goal",
         "growth",
         "joined",
         "rate",
+        "running",
         "since",
         "steps",
         "tokens",
+        "waiters",
         "worker",
     )
 
@@ -58,7 +59,8 @@ class Task:
         self.joined = 0
         self.tokens = 0
         self.blocks = 0
-        self.event: Event | None = None
+        self.running = False
+        self.waiters: list[Callable[[Event], None]] = []  # who goes on when the run ends: its worker
         self.done = 0.0  # seconds alone
         self.goal = 0.0  # seconds alone at which the run ends
         self.rate = 1.0
@@ -148,7 +150,8 @@ class SharedDevice:
         self._write = log.stretches.extend
         self._active: list[Task] = []
         self._next_end: Event | None = None
-        self._settling = False  # whether the rates will be found anew at this instant
+        self._settling = False  # whether it will settle at this instant
+        self._changed = False  # whether tasks have started or ended since the rates were found
 
     def clip(self, task: Task, now: float) -> None:
         """Nothing: at which rate the run will go is not known yet."""
@@ -158,14 +161,17 @@ class SharedDevice:
         task.goal = work_of(task.steps, task.first, task.growth)
         task.rate = 0.0
         task.since = now
-        task.event = event = Event(self._env)
+        event = Event(self._env)
+        task.waiters = event.callbacks
+        task.running = True
         self._active.append(task)
+        self._changed = True
         if not self._settling:
             self._settle_soon()
         return event
 
     def break_at(self, task: Task, time: float) -> None:
-        if task.event is None or time >= task.break_at:
+        if not task.running or time >= task.break_at:
             return
         task.break_at = time
         if time <= self._env.now:
@@ -199,20 +205,14 @@ class SharedDevice:
         if not active:
             return
         now = self._env.now
-        rates: Sequence[float] = ONE
-        if len(active) > 1:
-            rates = self._sharing.rates([task.demand for task in active])
+        if self._changed:
+            self._changed = False
+            self._find_rates(now)
         soonest, ending = inf, active[0]
-        for task, rate in zip(active, rates, strict=True):
+        for task in active:
             if task.break_at <= now:
                 self._cut(task)
-            if rate != task.rate:
-                if now > task.since:
-                    self._write_stretch(task, now, steps=-1)
-                    task.done += (now - task.since) * task.rate
-                    task.since = now
-                task.rate = rate
-            end = task.since + (task.goal - task.done) / rate
+            end = task.since + (task.goal - task.done) / task.rate
             if end > task.break_at:
                 end = self._end_after_break(task)
             if end < soonest:
@@ -220,9 +220,25 @@ class SharedDevice:
         delay = max(0.0, soonest - now)
         wake = Timeout(self._env, delay, now + delay)
         wake.callbacks.append(self._end)
-        wake.callbacks.extend(ending.event.callbacks)  # its worker
+        wake.callbacks.extend(ending.waiters)
         wake.callbacks.append(self._settle)
         self._next_end, self._ending = wake, ending
+
+    def _find_rates(self, now: float) -> None:
+        active = self._active
+        if len(active) == 1:
+            rates: Sequence[float] = ONE
+        else:
+            rates = self._sharing.rates([task.demand for task in active])
+        for task, rate in zip(active, rates, strict=True):
+            if rate != task.rate:
+                if task.break_at <= now:
+                    self._cut(task)
+                if now > task.since:
+                    self._write_stretch(task, now, steps=-1)
+                    task.done += (now - task.since) * task.rate
+                    task.since = now
+                task.rate = rate
 
     def _end_after_break(self, task: Task) -> float:
         """When the step ends that is under way at the task's break, if the rates stay as they are."""
@@ -240,7 +256,8 @@ class SharedDevice:
             self._cut(task)
         self._write_stretch(task, now, task.steps)
         self._active.remove(task)
-        task.event = None
+        self._changed = True
+        task.running = False
 
     def _write_stretch(self, task: Task, now: float, steps: int) -> None:
         self._write(
