@@ -61,7 +61,7 @@ class StepCost(NamedTuple):
 
     def seconds(self, attended: float) -> float:
         """Return the wall time of the step, overhead included."""
-        gpu, gpu_per_token, host, overhead, *_ = self
+        gpu, gpu_per_token, host, overhead, _, _, _, _, _, _, _, _ = self
         gpu += gpu_per_token * attended
         return (gpu if gpu > host else host) + overhead
 

@@ -181,8 +181,8 @@ def water_fill(wanted: Sequence[float], weights: Sequence[float], capacity: floa
 def within_limits(demands: Sequence[Demand], rates: list[float]) -> list[float]:
     """Return *rates*, lowered together where all tasks would exceed the peak or the bandwidth."""
     compute = memory = 0.0
-    for demand, rate in zip(demands, rates, strict=True):
-        progress = rate / demand[0]
+    for i, demand in enumerate(demands):
+        progress = rates[i] / demand[0]
         compute += progress * demand[7]
         memory += progress * demand[8]
     most = max(compute, memory)

@@ -199,8 +199,7 @@ class Simulation:
                 if separate:
                     decoder.source_pool = prefill_pool
                     decoder.copy_seconds_per_block = self._block_copy
-                else:
-                    pool.reclaim.append(decoder.reclaim)
+                pool.reclaim.append(decoder.reclaim)
                 pool.on_free.append(decoder.memory_came_free)
             else:
                 prefiller = self._worker(PrefillWorker, index, group, queue, prefill_pool)

@@ -60,7 +60,9 @@ class Task:
         self.tokens = 0
         self.blocks = 0
         self.running = False
-        self.waiters: list[Callable[[Event], None]] = []  # who goes on when the run ends: its worker
+        self.waiters: list[
+            Callable[[Event], None]
+        ] = []  # who goes on when the run ends: its worker
         self.done = 0.0  # seconds alone
         self.goal = 0.0  # seconds alone at which the run ends
         self.rate = 1.0
@@ -230,7 +232,8 @@ class SharedDevice:
             rates: Sequence[float] = ONE
         else:
             rates = self._sharing.rates([task.demand for task in active])
-        for task, rate in zip(active, rates, strict=True):
+        for number, task in enumerate(active):
+            rate = rates[number]
             if rate != task.rate:
                 if task.break_at <= now:
                     self._cut(task)

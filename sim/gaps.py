@@ -7,7 +7,7 @@ pool are taken from those.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import floor, nan, sqrt
@@ -20,6 +20,7 @@ Ints = NDArray[np.int64]
 
 SAMPLE = 4096  # gaps drawn to bracket an order statistic
 SPREAD = 4.0  # half width of that bracket in standard errors of the sample's rank
+GOLDEN = (sqrt(5) - 1) / 2  # its multiples modulo 1 fill the unit interval most evenly (Weyl)
 ROUNDS = 64  # of bracketing at most; two or three are usual
 EXPANDABLE = 20_000  # gaps that are cheaper to sort than to bracket further
 
@@ -40,28 +41,27 @@ class Itl:
     @classmethod
     def of(
         cls,
-        lows: Sequence[Floats],
-        steps: Sequence[Floats | float],
-        counts: Sequence[Ints | int],
-        weights: Sequence[Ints | int],
+        lows: Floats,
+        steps: Floats,
+        counts: Ints,
+        weights: Ints,
+        singles: Iterable[tuple[Floats, Ints]],
     ) -> Itl:
-        """Pool groups of pieces; a scalar stands for all of its group. Empty pieces are left out.
-
-        Progressions that do not rise (step 0) become one gap of so much more weight.
-        """
-        sizes = [len(part) for part in lows]
-        low = np.concatenate(lows)
-        step = _column(steps, sizes, np.float64)
-        count = _column(counts, sizes, np.int64)
-        weight = _column(weights, sizes, np.int64)
-        flat = (count <= 1) | (low + step * (count - 1) <= low)
-        weight = np.where(flat, weight * count, weight)
-        count = np.where(flat, 1, count)
-        step = np.where(flat, 1.0, step)
-        kept = weight > 0
-        if not kept.all():
-            low, step, count, weight = low[kept], step[kept], count[kept], weight[kept]
-        return cls(low, step, count, weight)
+        """Pool progressions (which may be empty, or not rise) and groups of single gaps, each with its weights."""
+        rising = (counts > 1) & (lows + steps * (counts - 1) > lows)
+        flat = ~rising & (counts > 0)
+        ones = [(lows[flat], weights[flat] * counts[flat])]
+        for values, weight in singles:
+            some = weight > 0
+            ones.append((values, weight) if some.all() else (values[some], weight[some]))
+        single = np.concatenate([values for values, _ in ones])
+        one = np.ones(len(single), dtype=np.int64)
+        return cls(
+            np.concatenate((lows[rising], single)),
+            np.concatenate((steps[rising], one)),
+            np.concatenate((counts[rising], one)),
+            np.concatenate((weights[rising], *(weight for _, weight in ones))),
+        )
 
     @cached_property
     def count(self) -> int:
@@ -123,11 +123,10 @@ class Itl:
         begin = np.zeros_like(counts)  # the first term of each piece that is still in question
         below = 0
         spread = SPREAD
-        random = np.random.default_rng(0)
-        for _ in range(ROUNDS):
+        for attempt in range(ROUNDS):
             if counts.sum() <= EXPANDABLE + 2 * len(counts):
                 break
-            sample = _sample(random, lows, steps, begin, counts, weights)
+            sample = _sample(attempt, lows, steps, begin, counts, weights)
             total = int((counts * weights).sum())
             bottom, top = _enclose(
                 sample, (low_rank - below) / total, (high_rank - below) / total, spread
@@ -154,14 +153,6 @@ class Itl:
         return float(values[order[found[0]]]), float(values[order[found[1]]])
 
 
-def _column(
-    parts: Sequence[NDArray[np.generic] | float], sizes: list[int], dtype: type[np.generic]
-) -> NDArray[np.generic]:
-    return np.concatenate(
-        [np.broadcast_to(np.asarray(p, dtype), s) for p, s in zip(parts, sizes, strict=True)]
-    )
-
-
 def _expand(
     lows: Floats, steps: Floats, begin: Ints, counts: Ints, weights: Ints
 ) -> tuple[Floats, Ints]:
@@ -172,18 +163,19 @@ def _expand(
 
 
 def _sample(
-    random: np.random.Generator,
+    attempt: int,
     lows: Floats,
     steps: Floats,
     begin: Ints,
     counts: Ints,
     weights: Ints,
 ) -> Floats:
-    """A sorted random sample of the gaps, each as likely as the next."""
+    """A sorted sample of the gaps, spread evenly over them and without period; another for each attempt."""
     mass = counts * weights
     ends = np.cumsum(mass)
-    drawn = random.integers(0, ends[-1], SAMPLE)
-    drawn.sort()
+    shares = (np.arange(attempt * SAMPLE, (attempt + 1) * SAMPLE) * GOLDEN) % 1.0
+    shares.sort()
+    drawn = (shares * ends[-1]).astype(np.int64)
     piece = np.searchsorted(ends, drawn, side="right")
     inner = begin[piece] + (drawn - (ends[piece] - mass[piece])) // weights[piece]
     sample: Floats = lows[piece] + steps[piece] * inner

@@ -104,14 +104,21 @@ class PrefixPool(BlockPool):
         new = self.blocks(tokens) - len(hits) * self._ratio
         return new, sum(1 for block in hits if block in self._idle) * self._ratio
 
-    def fits(self, request: int, tokens: int, reserve: int = 0) -> bool:
-        return self.available(sum(self._cost(self._hits(request), tokens)) + reserve)
+    def _evict(self) -> None:
+        """Let go of the idle blocks whose room was needed by now.
 
-    def take(self, count: int) -> None:
-        self.free -= count
-        while self.free < len(self._idle) * self._ratio:
-            block, _ = self._idle.popitem(last=False)
-            del self._users[block]
+        Runs reserve ahead, so this waits until somebody looks, and then counts only what they have used.
+        """
+        if self.free < len(self._idle) * self._ratio:
+            for reclaim in self.reclaim:
+                reclaim()
+            while self.free < len(self._idle) * self._ratio:
+                block, _ = self._idle.popitem(last=False)
+                del self._users[block]
+
+    def fits(self, request: int, tokens: int, reserve: int = 0) -> bool:
+        self._evict()
+        return self.available(sum(self._cost(self._hits(request), tokens)) + reserve)
 
     def admit(self, request: int, tokens: int) -> int:
         hits = self._hits(request)
@@ -125,6 +132,7 @@ class PrefixPool(BlockPool):
         return len(hits) * self._block_tokens
 
     def publish(self, request: int) -> None:
+        self._evict()
         whole = self._prompt_tokens[request] // self._block_tokens
         shared = self._shared[request]
         for block in self._hashes(request)[len(shared) : whole]:
@@ -134,6 +142,7 @@ class PrefixPool(BlockPool):
             shared.append(block)
 
     def release(self, request: int, tokens: int) -> None:
+        self._evict()
         shared = self._shared.pop(request)
         for block in reversed(shared):  # the deepest blocks go first: nothing can follow them
             self._users[block] -= 1

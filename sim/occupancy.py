@@ -70,10 +70,25 @@ def frame(stretches: Floats, edges: Floats) -> pd.DataFrame:
 def peak_blocks(stretches: Floats) -> dict[int, int]:
     """The most KV blocks in use in the pool of each worker, when one of its runs began."""
     row = columns(stretches)
-    workers = row["worker"].astype(np.int64)
-    most = np.zeros(int(workers.max()) + 1 if len(workers) else 0)
-    np.maximum.at(most, workers, row["blocks"])
-    return {int(worker): int(most[worker]) for worker in np.unique(workers)}
+    return {
+        int(worker): int(row["blocks"][row["worker"] == worker].max())
+        for worker in np.unique(row["worker"])
+    }
+
+
+def busy_seconds(stretches: Floats, origin: float) -> Floats:
+    """The edges of those whole seconds from *origin* on in which the device did anything; what lies between is idle."""
+    row = columns(stretches)
+    begin, end = np.floor(row["start"] - origin), np.floor(row["end"] - origin) + 1
+    order = np.argsort(begin, kind="stable")
+    begin, reach = begin[order], np.maximum.accumulate(end[order])
+    apart = np.ones(len(begin), dtype=bool)  # the first row after an idle second
+    apart[1:] = begin[1:] > reach[:-1]
+    lows, highs = begin[apart], np.append(reach[:-1][apart[1:]], reach[-1:])
+    sizes = (highs - lows).astype(np.int64) + 1
+    inner = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    edges: Floats = origin + np.repeat(lows, sizes) + inner
+    return edges
 
 
 def chrome_trace(stretches: Floats, path: str | Path) -> None:
@@ -81,7 +96,7 @@ def chrome_trace(stretches: Floats, path: str | Path) -> None:
 
     For chrome://tracing or ui.perfetto.dev. Raises OSError where *path* cannot be written; nothing is then left behind.
     """
-    from splitwiser.sim.result_file import replacing
+    from splitwiser.sim.atomic import replacing
 
     with replacing(path) as [temporary], temporary.open("w", encoding="utf-8") as file:
         file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from math import inf
+from math import ceil, inf
 from typing import Any, NamedTuple
 
 from simpy import Event
 
 from splitwiser.sim.kv import BlockPool
-from splitwiser.sim.worker import Steps, Worker
+from splitwiser.sim.worker import WATERMARK, Steps, Worker
 
 
 class Handover(NamedTuple):
@@ -56,11 +56,20 @@ class DecodeWorker(Worker):
             if not batch.size:
                 self._idle = env.event()
                 now = yield self._idle
-            elif self.short_of_blocks() and not (yield from self.make_room()):
+                continue
+            if self.short_of_blocks():
+                yield from self.make_room()
                 now = env.now
-            else:
-                now = yield self.start_decode(now, inf)
+            if batch.size:
+                now = yield self.start_decode(now, self.next_decision())
                 self.end_decode(now)
+
+    def next_decision(self) -> float:
+        """Only after preemption; for the rest, who has something to take in says so: see `look`."""
+        if self.made_room:
+            self.made_room = False
+            return self.env.now
+        return inf
 
     def receive(self, sequence: Handover) -> None:
         """A sequence is handed over."""
@@ -75,13 +84,18 @@ class DecodeWorker(Worker):
         if self._idle is not None:
             event, self._idle = self._idle, None
             event.succeed(self.env.now)
-        elif self.batch.size < self.max_seqs and (self.inbox or self._copied):
+        elif self.batch.size < self.max_seqs and (self.inbox or self._copied or self.swapped):
             self.device.break_at(self.task, self.env.now)
 
     def _take_in(self) -> None:
         ready = self.inbox if self.source_pool is None else self._copied
         while ready and self.batch.size < self.max_seqs:
             self.batch.add(*ready.popleft())
+
+    def can_recompute(self, blocks: int) -> bool:
+        source = self.source_pool
+        back = source is None or blocks + ceil(WATERMARK * source.total) <= source.total
+        return back and super().can_recompute(blocks)
 
     def _begin_copies(self) -> None:
         """Copy what fits the own pool, in order."""
@@ -106,7 +120,7 @@ class DecodeWorker(Worker):
         """Blocks of the own pool came free."""
         if self.source_pool is not None and self.inbox:
             self._begin_copies()
-        if self.swapped and not self.batch.size:
+        if self.swapped:
             self.look()
 
 
@@ -122,8 +136,8 @@ class PrefillWorker(Worker):
         while True:
             if queue.next_at <= now:
                 queue.pull(now)
-            prompts = self.admit(self.max_seqs) if queue.waiting else None
-            if prompts is not None:
+            prompts = self.admit(self.max_seqs)
+            if prompts:
                 now = yield self.start_prefill(prompts, now)
                 self.end_prefill(prompts, now)
             else:

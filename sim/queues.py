@@ -63,6 +63,7 @@ class Queue:
     def __init__(self, env: Environment, source: Source, requests: range, waiting: Waiting) -> None:
         self.env = env
         self.waiting = waiting
+        self.overtaking = not isinstance(waiting, deque)  # whether an arrival can become the head
         self.next_at = inf
         self.on_arrival: list[Callable[[float], None]] = []
         self._source = source
@@ -114,6 +115,12 @@ class Queue:
 
     def _woken(self, _: Event) -> None:
         self._wake = None
+
+    def head_changed(self) -> None:
+        """Let the busy workers of a shared line look at its new head at their next step."""
+        if len(self.on_arrival) > 1:
+            for listener in self.on_arrival:
+                listener(self.env.now)
 
     def memory_came_free(self) -> None:
         """Somebody may wait for it."""

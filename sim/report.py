@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from math import nan
 from typing import Any
 
-from splitwiser.sim.result import percentile_word
+from splitwiser.sim.summary import percentile_word
 
 WIDTH = 50
 SECTIONS = {

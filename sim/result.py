@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isfinite, isinf, nan
+from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from splitwiser.sim.gaps import Floats, Ints, Itl
 from splitwiser.sim.log import Log
-from splitwiser.sim.occupancy import peak_blocks
 from splitwiser.sim.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class Result:
         meta: Mapping[str, Any],
         until: float | None = None,
     ) -> Result:
-        """Read the log of a simulation, without copying it.
+        """Read the log of a simulation; its rows are not copied.
 
         A request whose arrival is infinite or after *until* (s), where the simulation ended, has not arrived, and is
         left out; requests arrive in order.
@@ -86,8 +85,8 @@ class Result:
         arrival = np.asarray(arrival, dtype=np.float64)
         there = np.isfinite(arrival) if until is None else arrival <= until
         count = len(arrival) if there.all() else int(there.argmin())
-        scheduled = np.asarray(log.scheduled)[:count]
-        finished = np.asarray(log.finished)[:count]
+        scheduled = np.asarray(log.scheduled, dtype=np.float64)[:count]
+        finished = np.asarray(log.finished, dtype=np.float64)[:count]
         codes = np.asarray(log.outcome)[:count]
         outcome = np.full(count, OUTCOMES.index("waiting"), dtype=np.int8)
         outcome[~np.isnan(scheduled)] = OUTCOMES.index("running")
@@ -99,10 +98,10 @@ class Result:
             np.asarray(prompt_tokens, dtype=np.int64)[:count],
             np.asarray(output_tokens, dtype=np.int64)[:count],
             scheduled,
-            np.asarray(log.first_token)[:count],
+            np.asarray(log.first_token, dtype=np.float64)[:count],
             finished,
-            np.asarray(log.preemptions)[:count],
-            np.asarray(log.reused)[:count],
+            np.asarray(log.preemptions, dtype=np.int64)[:count],
+            np.asarray(log.reused, dtype=np.int64)[:count],
             outcome,
             Timeline(log.stretch_rows(), log.stay_rows(), np.asarray(log.regained), until),
             plain(dict(meta)),
@@ -130,7 +129,7 @@ class Result:
     @cached_property
     def completed(self) -> NDArray[np.bool_]:
         """Which requests got all their tokens."""
-        return self.outcome == OUTCOMES.index("completed")
+        return np.equal(self.outcome, OUTCOMES.index("completed"))
 
     @cached_property
     def ttft(self) -> Floats:
@@ -196,40 +195,9 @@ class Result:
         *goodput* are objectives in seconds. Latencies are in ms, as their names say; what has no sample is NaN.
         Ours: `rejected, aborted, running, waiting, preemptions, reused_tokens, slo_attainment, kv_blocks_peak`.
         """
-        done = self.completed
-        counts = dict(zip(OUTCOMES, np.bincount(self.outcome, minlength=5).tolist(), strict=True))
-        duration = self.duration
-        inputs, outputs = int(self.prompt_tokens[done].sum()), int(self.output_tokens[done].sum())
-        good = None if not goodput else int(self.within(goodput).sum())
-        summary: dict[str, Any] = {
-            "backend": self.meta.get("backend"),
-            "model_id": self.meta.get("model_id"),
-            "num_prompts": len(self),
-            "request_rate": self.request_rate,
-            "burstiness": self.meta.get("burstiness"),
-            "max_concurrency": self.meta.get("max_concurrency"),
-            "duration": duration,
-            "completed": counts["completed"],
-            "failed": counts["rejected"] + counts["aborted"],
-            "total_input_tokens": inputs,
-            "total_output_tokens": outputs,
-            "request_throughput": _per(counts["completed"], duration),
-            "request_goodput": None if good is None else _per(good, duration),
-            "output_throughput": _per(outputs, duration),
-            "total_token_throughput": _per(inputs + outputs, duration),
-            "max_output_tokens_per_s": self._peak_tokens(),
-            "max_concurrent_requests": self._peak_requests(),
-        }
-        for name in ("ttft", "tpot", "e2el"):
-            latency: Floats = getattr(self, name)[done]
-            summary |= _statistics(name, latency[~np.isnan(latency)], percentiles)
-        summary |= _statistics("itl", self.itl, percentiles)
-        summary |= {name: counts[name] for name in OUTCOMES[1:]}
-        summary["preemptions"] = int(self.preemptions.sum())
-        summary["reused_tokens"] = int(self.reused.sum())
-        summary["slo_attainment"] = self.attainment(goodput) if goodput else None
-        summary["kv_blocks_peak"] = list(peak_blocks(self.timeline.stretches).values())
-        return summary
+        from splitwiser.sim.summary import summarise
+
+        return summarise(self, goodput or {}, percentiles)
 
     @property
     def request_rate(self) -> float | str | None:
@@ -242,20 +210,6 @@ class Result:
         last = float(self.arrival[-1])
         return len(self) / last if last > 0 else "inf"
 
-    def _peak_requests(self) -> int:
-        """The most completed requests in the system at a time; who leaves at an instant leaves before others come."""
-        arrival = np.sort(self.arrival[self.completed])
-        gone = np.searchsorted(np.sort(self.finished[self.completed]), arrival, side="right")
-        return int((np.arange(1, len(arrival) + 1) - gone).max(initial=0))
-
-    def _peak_tokens(self) -> float:
-        """The most output tokens in one of the seconds from the first arrival on; NaN if nothing completed."""
-        if isinf(self.duration) or self.duration != self.duration:
-            return nan
-        seconds = self.arrival[0] + np.arange(int(np.ceil(self.duration)) + 2)
-        tokens = self.timeline.tokens_by(seconds, self.first_token, self.finished)
-        return float(np.diff(tokens).max())
-
     def token_times(self, request: int) -> Floats:
         """When each token of a request came, in seconds."""
         times = self.timeline.token_times([request], self.first_token, self.finished)
@@ -267,7 +221,7 @@ class Result:
         return {
             "input_lens": self.prompt_tokens.tolist(),
             "output_lens": np.diff(tokens.offsets).tolist(),
-            "ttfts": [None if value != value else value for value in self.ttft.tolist()],
+            "ttfts": [None if isnan(value) else value for value in self.ttft.tolist()],
             "itls": [np.diff(tokens.of(request)).tolist() for request in range(len(self))],
             "start_times": self.arrival.tolist(),
             "errors": ["" if code == 0 else OUTCOMES[code] for code in self.outcome.tolist()],
@@ -279,7 +233,7 @@ class Result:
         import pandas as pd
 
         table: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS[:-1]}
-        table["outcome"] = pd.Categorical.from_codes(self.outcome, categories=list(OUTCOMES))
+        table["outcome"] = pd.Categorical.from_codes(self.outcome, categories=pd.Index(OUTCOMES))
         table |= {name: getattr(self, name) for name in ("ttft", "tpot", "e2el")}
         return pd.DataFrame(table)
 
@@ -315,35 +269,5 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return plain(value.item())
     if isinstance(value, float) and not isfinite(value):
-        return None if value != value else "inf" if value > 0 else "-inf"
+        return None if isnan(value) else "inf" if value > 0 else "-inf"
     return value
-
-
-def percentile_word(percentile: float) -> str:
-    """A percentile as vLLM names it: 99 is "p99", 99.9 is "p99.9"."""
-    return f"p{percentile:.0f}" if percentile == int(percentile) else f"p{percentile}"
-
-
-def _statistics(name: str, sample: Floats | Itl, percentiles: Sequence[float]) -> dict[str, float]:
-    """vLLM's keys for a latency, in ms; NaN without a sample."""
-    wanted = {"median": 50.0, **{percentile_word(q): float(q) for q in percentiles}}
-    for q in wanted.values():
-        if not 0 <= q <= 100:
-            raise ValueError(f"a percentile is from 0 to 100, not {q:g}")
-    if isinstance(sample, Itl):
-        mean, std = sample.mean, sample.std
-        values = [sample.percentile(q) for q in wanted.values()]
-    elif len(sample):
-        mean, std = float(sample.mean()), float(sample.std())
-        values = np.percentile(sample, list(wanted.values())).tolist()
-    else:
-        mean = std = nan
-        values = [nan] * len(wanted)
-    found = {"mean": mean, "median": values[0], "std": std}
-    found |= dict(zip(list(wanted)[1:], values[1:], strict=True))
-    return {f"{key}_{name}_ms": value * 1e3 for key, value in found.items()}
-
-
-def _per(amount: float, duration: float) -> float:
-    """A rate; NaN where no time passed."""
-    return amount / duration if duration > 0 else nan

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from splitwiser.sim.atomic import replacing
 from splitwiser.sim.gaps import Floats
 from splitwiser.sim.log import STAY, STRETCH
 from splitwiser.sim.result import COLUMNS, OUTCOMES, Result, plain
@@ -77,7 +75,9 @@ def load(stem: str | Path) -> Result:
         table = pd.read_parquet(requests)
         columns = {name: table[name].to_numpy() for name in COLUMNS if name != "outcome"}
         words = table["outcome"].astype(str)
-        codes = words.map({word: code for code, word in enumerate(OUTCOMES)}).to_numpy(np.int8)
+        codes = (
+            words.map({word: code for code, word in enumerate(OUTCOMES)}).to_numpy().astype(np.int8)
+        )
         rows = _timeline(pd.read_parquet(timeline))
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -85,46 +85,11 @@ def load(stem: str | Path) -> Result:
     return Result(**columns, outcome=codes, timeline=rows, meta=meta)
 
 
-@contextmanager
-def replacing(*paths: str | Path) -> Iterator[list[Path]]:
-    """Temporary files beside *paths*, which take their places when all has gone well, and vanish otherwise.
-
-    Raises OSError, in one line, where a path cannot be written.
-    """
-    targets = [Path(path) for path in paths]
-    temporary: list[Path] = []
-    try:
-        for target in targets:
-            if target.is_dir():
-                raise IsADirectoryError(0, "it is a directory", str(target))
-            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-            os.close(handle)
-            temporary.append(Path(name))
-            Path(name).chmod(0o666 & ~_umask())
-        yield temporary
-        for source, target in zip(temporary, targets, strict=True):
-            source.replace(target)
-    except OSError as error:
-        raise OSError(
-            f"cannot write {targets[min(len(temporary), len(targets) - 1)]}: {error.strerror or error}; "
-            "give a path in an existing directory that may be written"
-        ) from None
-    finally:
-        for source in temporary:
-            source.unlink(missing_ok=True)
-
-
 def _paths(stem: str | Path) -> list[Path]:
     path = Path(stem)
     if path.suffix == ".json":
         path = path.with_suffix("")
     return [path.with_name(path.name + end) for end in (".json", ".parquet", ".timeline.parquet")]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _versions() -> dict[str, str]:
@@ -147,8 +112,8 @@ def _timeline_table(timeline: Timeline) -> pd.DataFrame:
         pd.DataFrame({"gap": timeline.regained}),
     )
     table = pd.concat(parts, ignore_index=True)
-    kinds = np.repeat(np.arange(len(KINDS)), [len(part) for part in parts])
-    table.insert(0, "kind", pd.Categorical.from_codes(kinds, categories=list(KINDS)))
+    kinds = np.repeat(KINDS, [len(part) for part in parts])
+    table.insert(0, "kind", pd.Series(kinds, dtype="category"))
     return table
 
 

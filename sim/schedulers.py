@@ -32,15 +32,17 @@ class ContinuousWorker(Worker):
                     continue
             elif waiting and batch.size < self.max_seqs:
                 prompts = self.admit(self.max_seqs - batch.size)
-                if prompts is not None:
+                if prompts:
                     now = yield self.start_prefill(prompts, now)
                     self.end_prefill(prompts, now)
                     continue
             if not batch.size:
                 now = yield queue.wait()
-            elif self.short_of_blocks() and not (yield from self.make_room()):
+                continue
+            if self.short_of_blocks():
+                yield from self.make_room()
                 now = env.now
-            else:
+            if batch.size:
                 now = yield self.start_decode(now, self.next_decision())
                 self.end_decode(now)
 
@@ -71,14 +73,14 @@ class ChunkedWorker(Worker):
         while True:
             if queue.next_at <= now:
                 queue.pull(now)
-            if self.swapped:
-                if (yield from self.swap_in()):
+            if self.swapped and (yield from self.swap_in()):
+                now = env.now
+                continue
+            # Prompts that were begun go on even while sequences are swapped out: they hold memory.
+            if self.partials or (queue.waiting and not self.swapped and batch.size < self.max_seqs):
+                if self.short_of_blocks():
+                    yield from self.make_room()
                     now = env.now
-                    continue
-            elif self.partials or (queue.waiting and batch.size < self.max_seqs):
-                if self.short_of_blocks() and not (yield from self.make_room()) and batch.size:
-                    now = env.now
-                    continue
                 step = batch.blocks_for(1)
                 pool.take(step)
                 chunks = self._chunks()
@@ -89,9 +91,11 @@ class ChunkedWorker(Worker):
                 pool.give(step)
             if not batch.size:
                 now = yield queue.wait()
-            elif self.short_of_blocks() and not (yield from self.make_room()):
+                continue
+            if self.short_of_blocks():
+                yield from self.make_room()
                 now = env.now
-            else:
+            if batch.size:
                 now = yield self.start_decode(now, self.next_decision())
                 self.end_decode(now)
 
@@ -106,12 +110,15 @@ class ChunkedWorker(Worker):
             size = min(budget, partial.tokens - partial.done)
             chunks.append((partial, size))
             budget -= size
-        while waiting and budget > 0 and self.batch.size + len(self.partials) < self.max_seqs:
+        room = 0 if self.swapped else self.max_seqs - self.batch.size - len(self.partials)
+        while waiting and budget > 0 and room > 0:
+            room -= 1
             request = waiting[0]
             tokens = world.tokens_to_compute(request)
             if not pool.fits(request, tokens, self.watermark):
                 break
             waiting.popleft()
+            self.queue.head_changed()
             reused = pool.admit(request, tokens)
             self.log.reused[request] += reused
             partial = Partial(request, reused, tokens)
@@ -127,14 +134,15 @@ class ChunkedWorker(Worker):
         new = complete = 0
         pairs = kv = 0.0
         for partial, size in chunks:
+            self.mark_scheduled(partial.request, now)
             new += size
             complete += partial.done + size == partial.tokens
             causal, read = prompt_pairs(size, partial.done, self.world.window)
             pairs += causal
             kv += read
         cost = self.cost.step(batch.size + new, batch.size + complete, pairs, kv, batch.size)
-        requests = [partial.request for partial, _ in chunks]
-        return self.start_step(cost, requests, new, now, mixed=True)
+        self.task.batch, self.task.joined = batch.size, batch.newly_joined
+        return self.start_step(cost, batch.attended, new, now)
 
     def _end_mixed(self, chunks: list[tuple[Partial, int]], now: float) -> None:
         if self.batch.size:
@@ -163,7 +171,9 @@ class StaticWorker(Worker):
             if queue.next_at <= now:
                 queue.pull(now)
             if batch.size:
-                if not self.short_of_blocks() or (yield from self.make_room()):
+                if self.short_of_blocks():
+                    yield from self.make_room()
+                if batch.size:
                     now = yield self.start_decode(now, inf)
                     self.end_decode(now)
             elif queue.waiting:
@@ -187,7 +197,10 @@ class StaticWorker(Worker):
             pool.admit(request, longest)
         causal, read = prompt_pairs(longest, 0, world.window)
         cost = self.cost.step(rows * longest, rows, rows * causal, rows * read, 0)
-        now = yield self.start_step(cost, requests, rows * longest, now)
+        for request in requests:
+            self.mark_scheduled(request, now)
+        self.task.batch = self.task.joined = 0
+        now = yield self.start_step(cost, 0, rows * longest, now)
         to_come = [world.emit_first(request, now) for request in requests]
         for request, remaining in zip(requests, to_come, strict=True):
             if max(to_come):

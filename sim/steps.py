@@ -16,19 +16,15 @@ def work_of(steps: int, first: float, growth: float) -> float:
     return steps * (first + growth * (steps - 1) * 0.5)
 
 
-def steps_within(work: float, first: float, growth: float) -> float:
-    """How many steps, as a real number, `work` seconds alone are worth (the root of `work_of`)."""
-    linear = first - growth * 0.5
-    # The form without cancellation; it also holds for growth 0.
-    return 2.0 * work / (linear + sqrt(linear * linear + 2.0 * growth * work))
-
-
 def steps_for(work: float, first: float, growth: float) -> int:
     """The least whole number of steps, at least 1, that takes `work` seconds alone or more."""
-    steps = max(1, ceil(steps_within(work, first, growth)))
+    linear = first - growth * 0.5
+    # The root of `work_of`, in the form without cancellation; it also holds for growth 0.
+    root = 2.0 * work / (linear + sqrt(linear * linear + 2.0 * growth * work))
+    steps = ceil(root) or 1
     # The root is right to rounding only; the sum decides.
-    while work_of(steps, first, growth) < work:
+    while steps * (first + growth * (steps - 1) * 0.5) < work:
         steps += 1
-    while steps > 1 and work_of(steps - 1, first, growth) >= work:
+    while steps > 1 and (steps - 1) * (first + growth * (steps - 2) * 0.5) >= work:
         steps -= 1
     return steps

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from splitwiser.sim import occupancy
 from splitwiser.sim.gaps import Floats, Ints, Itl
 from splitwiser.sim.log import STAY, STRETCH
+from splitwiser.sim.step_rows import Steps, whole_steps
 
 if TYPE_CHECKING:
     import pandas as pd
 
-STEP_TOLERANCE = 1e-9  # of a step: an end so close to a stretch's end has come
 SAME_TOKEN = 1e-12  # relative: two notes of one token's time differ by rounding only
 
 
@@ -36,41 +35,6 @@ class Tokens(NamedTuple):
     def of(self, index: int) -> Floats:
         """The token times of the *index*-th request asked for."""
         return self.times[self.offsets[index] : self.offsets[index + 1]]
-
-
-class Steps(NamedTuple):
-    """The stretches that give tokens, by worker and time, a column each.
-
-    `before` and `after` are steps of the run done at the ends of the stretch, `cumulated` the decode steps of all rows up to and
-    with this one, `origin` those of the workers before this one, by worker.
-    """
-
-    worker: Ints
-    start: Floats
-    end: Floats
-    rate: Floats
-    done: Floats
-    first: Floats
-    growth: Floats
-    batch: Ints
-    joined: Ints
-    last: NDArray[np.bool_]  # the stretch that ends the run
-    before: Ints
-    after: Ints
-    cumulated: Ints
-    origin: Ints
-
-    def time(self, rows: Ints, step: Ints) -> Floats:
-        """When step `step` (from 1) of a run ended, in a row that holds it."""
-        first, growth, rate = self.first[rows], self.growth[rows], self.rate[rows]
-        work = _work_of(step, first, growth)
-        # From the end of the run where that is known, so that its last step is exact.
-        at_end = _work_of(self.after[rows], first, growth)
-        return np.where(
-            self.last[rows],
-            self.end[rows] - (at_end - work) / rate,
-            self.start[rows] + (work - self.done[rows]) / rate,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,32 +79,7 @@ class Timeline:
     @cached_property
     def steps(self) -> Steps:
         """The stretches that give tokens."""
-        worker_of, batch_of = STRETCH.index("worker"), STRETCH.index("batch")
-        rows = self.stretches[self.stretches[:, batch_of] > 0]
-        workers = rows[:, worker_of]
-        if (np.diff(workers) < 0).any():
-            rows = rows[np.argsort(workers, kind="stable")]
-        column = dict(zip(STRETCH, np.ascontiguousarray(rows.T), strict=True))
-        worker, steps = column["worker"].astype(np.int64), column["steps"].astype(np.int64)
-        last = steps >= 0
-        fresh = np.ones(len(rows), dtype=bool)  # the row begins a run
-        fresh[1:] = last[:-1] | (worker[1:] != worker[:-1])
-        after = steps if last.all() else _steps_after(column, steps, last, fresh)
-        before = np.where(fresh, 0, np.roll(after, 1))
-        cumulated = np.cumsum(after - before)
-        most = int(worker[-1]) + 1 if len(worker) else 0
-        origin = np.concatenate(([0], cumulated))[np.searchsorted(worker, np.arange(most + 1))]
-        return Steps(
-            worker,
-            *(column[name] for name in ("start", "end", "rate", "done", "first", "growth")),
-            column["batch"].astype(np.int64),
-            column["joined"].astype(np.int64),
-            last,
-            before,
-            after,
-            cumulated,
-            origin,
-        )
+        return Steps.of(self.stretches)
 
     def made(self, worker: Ints | int) -> Ints:
         """How many decode steps a worker (or each of several) made."""
@@ -157,7 +96,7 @@ class Timeline:
         if ((steps < 0) | (steps >= self.made(worker))).any():
             raise IndexError(f"worker {worker} made {self.made(worker)} steps; there is no {steps}")
         at = self.steps
-        number = at.origin[worker] + steps
+        number = at.origin[np.minimum(worker, len(at.origin) - 1)] + steps
         rows = np.searchsorted(at.cumulated, number, side="right")
         # `cumulated` counts to the row's end, at which `after` steps of the run are done.
         return at.time(rows, at.after[rows] - (at.cumulated[rows] - number) + 1)
@@ -170,22 +109,19 @@ class Timeline:
         made = at.after - at.before
         rows = np.flatnonzero(made)
         before, made = at.before[rows], made[rows]
-        batch, rate, worker = at.batch[rows], at.rate[rows], at.worker[rows]
+        batch, rate = at.batch[rows], at.rate[rows]
         # Inside a stretch.
         rise = at.growth[rows] / rate
         inner = at.first[rows] / rate + rise * (before + 1)
-        # From the last token of the worker before the stretch to the first in it. Who joins has another last token.
+        # From the last token of the worker before the stretch to the first in it. Who joins has another last token; in a
+        # worker's first run that is everyone.
         gaps = at.time(rows, before + 1)
-        gaps[1:] -= at.time(rows[:-1], at.after[rows[:-1]])
+        gaps[1:] -= at.closing(rows[:-1])
         watching = np.where(before > 0, batch, batch - at.joined[rows])
-        watching[:1] = 0
-        watching[1:][worker[1:] != worker[:-1]] = 0
-        return Itl.of(
-            [inner, gaps, self._first_gaps(), self.regained],
-            [rise, 1.0, 1.0, 1.0],
-            [made - 1, 1, 1, 1],
-            [batch, watching, 1, 1],
-        )
+        alone = [(gaps, watching)]
+        for once in (self._first_gaps(), self.regained):
+            alone.append((once, np.ones(len(once), dtype=np.int64)))
+        return Itl.of(inner, rise, made - 1, batch, alone)
 
     def itl(self) -> Itl:
         """The inter-token latencies of all requests, pooled; also of those that never finished."""
@@ -207,7 +143,7 @@ class Timeline:
             column["request"].astype(np.int64),
             worker,
             joined,
-            np.maximum(joined, left),
+            left,
             column["last_token"],
         )
 
@@ -224,7 +160,7 @@ class Timeline:
         place = np.full(len(first_token), -1)
         place[requests] = np.arange(len(requests))
         chosen = np.flatnonzero(place[self._stays.request] >= 0)
-        stays = _Stays(*(column[chosen] for column in self._stays))
+        stays = self._stays.take(chosen)
         whose, times = self._decoded(stays)
         by_prompt, at = self._given_by_prompts(stays, requests, first_token, finished)
         who = place[np.concatenate((whose, by_prompt))]
@@ -244,8 +180,7 @@ class Timeline:
         self, stays: _Stays, requests: Ints, first_token: Floats, finished: Floats
     ) -> tuple[Ints, Floats]:
         """The tokens that computed prompts gave, the first ones and those after a preemption: whose, and when."""
-        order = np.argsort(stays.request, kind="stable")
-        stays = _Stays(*(column[order] for column in stays))
+        stays = stays.take(np.argsort(stays.request, kind="stable"))
         end = stays.last_token.copy()
         some = stays.left > stays.joined
         end[some] = self.step_ends(stays.worker[some], stays.left[some] - 1)
@@ -267,18 +202,22 @@ class Timeline:
     def tokens_by(self, times: Floats, first_token: Floats, finished: Floats) -> Ints:
         """How many tokens had been given, over all requests, up to each of some times."""
         at = self.steps
-        everyone = np.arange(len(first_token))
-        _, prompts = self._given_by_prompts(self._stays, everyone, first_token, finished)
+        prompts = first_token[~np.isnan(first_token)]
+        if len(self.regained):
+            everyone = np.arange(len(first_token))
+            prompts = self._given_by_prompts(self._stays, everyone, first_token, finished)[1]
         total = np.searchsorted(np.sort(prompts), times, side="right")
         given = (at.after - at.before) * at.batch
-        for worker in np.unique(at.worker):
+        for worker in range(len(at.origin) - 1):
             rows = slice(*np.searchsorted(at.worker, (worker, worker + 1)))
             before = np.concatenate(([0], np.cumsum(given[rows])))
+            if rows.start == rows.stop:
+                continue
             row = np.searchsorted(at.start[rows], times, side="right") - 1
             inside = np.maximum(row, 0)
             index = inside + rows.start
-            elapsed = np.minimum(times, at.end[index]) - at.start[index]
-            reached = _whole_steps(
+            elapsed = np.clip(times, at.start[index], at.end[index]) - at.start[index]
+            reached = whole_steps(
                 at.done[index] + elapsed * at.rate[index], at.first[index], at.growth[index]
             )
             reached = np.where(times >= at.end[index], at.after[index], reached)
@@ -308,27 +247,11 @@ class _Stays(NamedTuple):
     left: Ints
     last_token: Floats
 
-
-def _work_of(steps: Ints, first: Floats, growth: Floats) -> Floats:
-    """`splitwiser.sim.steps.work_of`, for arrays."""
-    return steps * (first + growth * (steps - 1) * 0.5)
-
-
-def _whole_steps(work: Floats, first: Floats, growth: Floats) -> Ints:
-    """How many whole steps are done after *work* seconds alone; one that ends just there counts."""
-    linear = first - growth * 0.5
-    steps = 2.0 * work / (linear + np.sqrt(linear * linear + 2.0 * growth * work))
-    return np.floor(steps + STEP_TOLERANCE * np.maximum(1.0, steps)).astype(np.int64)
-
-
-def _steps_after(
-    column: dict[str, Floats], steps: Ints, last: NDArray[np.bool_], fresh: NDArray[np.bool_]
-) -> Ints:
-    """Steps of its run done at the end of each stretch, where some are not the last of their run."""
-    work = column["done"] + (column["end"] - column["start"]) * column["rate"]
-    after = np.where(last, steps, _whole_steps(work, column["first"], column["growth"]))
-    run = np.cumsum(fresh) - 1
-    final = np.full(run[-1] + 1, np.iinfo(np.int64).max)
-    final[run[last]] = steps[last]
-    # The last step ends with the last stretch, whatever rounding says of the stretch before.
-    return np.where(last, after, np.minimum(after, final[run] - 1))
+    def take(self, rows: Ints) -> _Stays:
+        return _Stays(
+            self.request[rows],
+            self.worker[rows],
+            self.joined[rows],
+            self.left[rows],
+            self.last_token[rows],
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from math import ceil, inf
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -49,10 +49,9 @@ class Swapped(NamedTuple):
     last_token: float
 
 
-# Prompts that are computed in one step: the requests, the KV tokens of each when it is done, the tokens to compute (without those
-# found in the prefix cache), their query-key pairs, and the KV tokens read.
-Prompts = tuple[list[int], list[int], int, float, float]
-
+# Prompts that are computed in one step: of each the request, the KV tokens when it is done, and how many of
+# them were found in the prefix cache.
+Prompts = list[tuple[int, int, int]]
 
 # Of a decode step: GPU seconds without attended tokens, of each of them, host's floor, overhead; all of it.
 Line = tuple[float, float, float, float, StepCost]
@@ -94,11 +93,12 @@ class Worker(ABC):
         self.watermark = ceil(WATERMARK * pool.total)
         self._needs_demand = world.device.needs_demand
         self._lines: dict[int, Line] = {}  # by batch size
-        self._prompt_costs: dict[tuple[int, float], StepCost] = {}  # of single prompts
+        self._prompt_costs: dict[int, StepCost] = {}  # of single prompts, by length
         self._stated = NOTHING  # the demand of the decode batch, as it was last stated
         self._stated_size = 0
         self._stated_until = 0.0  # attended tokens
         self._planned = 0  # steps for which `reserved` was taken
+        self.made_room = False  # whether somebody was preempted since the last decision
         self.reserved = 0  # blocks taken for the run that is going on
         self.last_step = 0.0  # when the last decode step ended
 
@@ -204,8 +204,13 @@ class Worker(ABC):
     def next_decision(self) -> float:
         """When the next arrival may change the batch; never, where it could not be admitted anyway."""
         queue = self.queue
-        if self.batch.size >= self.max_seqs or queue.waiting or self.swapped:
+        if self.made_room:  # what preemption freed may suffice for somebody
+            self.made_room = False
+            return self.env.now
+        if self.batch.size >= self.max_seqs or self.swapped:
             return inf
+        if queue.waiting and not queue.overtaking:
+            return inf  # its head does not fit, and nobody gets ahead of it
         return queue.next_at
 
     # Memory -----------------------------------------------------------------------------------
@@ -217,21 +222,19 @@ class Worker(ABC):
             needed = self.batch.blocks_for(self.task.steps)
             if needed < self.reserved:
                 unused, self.reserved = self.reserved - needed, needed
-                self.pool.give(unused)
+                self.pool.free += unused  # nobody waits for it: who looks for memory reclaims first
 
     def short_of_blocks(self) -> bool:
         """Whether the pool may lack the blocks of the next decode step."""
         return self.pool.free < self.batch.size
 
-    def make_room(self) -> Generator[Event, Any, bool]:
-        """Preempt until the next step has its blocks; False where the batch must be looked at anew."""
+    def make_room(self) -> Generator[Event, Any, None]:
+        """Preempt until the next step of the members that are left, if any, has its blocks."""
         batch = self.batch
-        copied = 0
         while batch.size and not self.pool.available(batch.blocks_for(1)):
-            copied += self.preempt()
-        if copied:
-            yield self.env.timeout(copied * self.world.swap_seconds_per_block)
-        return batch.size > 0 and not copied
+            copied = self.preempt()
+            if copied:
+                yield self.env.timeout(copied * self.world.swap_seconds_per_block)
 
     def preempt(self) -> int:
         """Take the member admitted last out of the batch; the blocks to copy to host memory."""
@@ -246,17 +249,23 @@ class Worker(ABC):
         generated = world.output_tokens[request] - self.remaining(member)
         tokens = world.prompt_tokens[request] + generated - 1  # the last one has no KV yet
         self.log.preemptions[request] += 1
+        self.made_room = True
         needed = pool.blocks(tokens + 1)
         if self.swaps and world.swap and needed <= pool.total:
             self.swapped.append(Swapped(request, tokens, last_token))
             return pool.blocks(tokens)
-        if needed + self.watermark <= pool.total:
+        if self.can_recompute(needed):
             world.generated[request] = (generated, last_token)
             self.queue.waiting.appendleft(request)
+            self.queue.head_changed()
             self.queue.wake()
         else:
             world.abort(request, self.env.now)
         return 0
+
+    def can_recompute(self, blocks: int) -> bool:
+        """Whether a preempted sequence of so many blocks could be admitted again."""
+        return blocks + self.watermark <= self.pool.total
 
     def swap_in(self) -> Generator[Event, Any, bool]:
         """Bring back swapped sequences that fit, in order; whether there were any."""
@@ -276,23 +285,21 @@ class Worker(ABC):
 
     # Prompts ----------------------------------------------------------------------------------
 
-    def admit(self, room: int) -> Prompts | None:
+    def admit(self, room: int) -> Prompts:
         """Take waiting requests, in order, that fit the pool, `room` sequences and `max_tokens` new tokens.
 
         A prompt longer than `max_tokens` runs alone, as under vLLM without chunked prefill.
         """
         waiting, pool, world = self.queue.waiting, self.pool, self.world
         generated = world.generated
-        requests: list[int] = []
-        lengths: list[int] = []
+        prompts: Prompts = []
         new_tokens = 0
-        pairs = kv = 0.0
-        while waiting and len(requests) < room:
+        while waiting and len(prompts) < room:
             request = waiting[0]
             tokens = world.prompt_tokens[request]
             if generated and request in generated:
                 tokens = world.tokens_to_compute(request)
-            if requests and new_tokens + tokens > self.max_tokens:
+            if prompts and new_tokens + tokens > self.max_tokens:
                 break
             if not pool.fits(request, tokens, self.watermark):
                 break
@@ -300,54 +307,53 @@ class Worker(ABC):
             reused = pool.admit(request, tokens)
             if reused:
                 self.log.reused[request] += reused
-            requests.append(request)
-            lengths.append(tokens)
+            prompts.append((request, tokens, reused))
             new_tokens += tokens - reused
-            causal, read = prompt_pairs(tokens - reused, reused, world.window)
-            pairs += causal
-            kv += read
-        return (requests, lengths, new_tokens, pairs, kv) if requests else None
+        return prompts
 
     def start_prefill(self, prompts: Prompts, now: float) -> Event:
         """Compute whole prompts in one step."""
-        requests, _, tokens, pairs, kv = prompts
-        if len(requests) == 1:
-            key = (tokens, pairs)
-            cost = self._prompt_costs.get(key)
-            if cost is None:
-                cost = self._prompt_costs[key] = self.cost.step(tokens, 1, pairs, kv, 0)
+        for request, _, _ in prompts:
+            self.mark_scheduled(request, now)
+        _, tokens, reused = prompts[0]
+        if len(prompts) > 1:
+            tokens, cost = self._cost_of(prompts)
+        elif reused:
+            tokens, cost = tokens - reused, self._cost_of(prompts)[1]
         else:
-            cost = self.cost.step(tokens, len(requests), pairs, kv, 0)
-        return self.start_step(cost, requests, tokens, now)
+            known = self._prompt_costs.get(tokens)
+            if known is None:
+                known = self._prompt_costs[tokens] = self._cost_of(prompts)[1]
+            cost = known
+        task = self.task
+        task.batch = task.joined = 0
+        return self.start_step(cost, 0, tokens, now)
+
+    def mark_scheduled(self, request: int, now: float) -> None:
+        """Note when a request was scheduled first."""
+        scheduled = self.log.scheduled
+        if scheduled[request] != scheduled[request]:  # still NaN
+            scheduled[request] = now
+
+    def _cost_of(self, prompts: Prompts) -> tuple[int, StepCost]:
+        """The tokens that prompts have to be computed, and what that costs in one step."""
+        new_tokens = 0
+        pairs = kv = 0.0
+        for _, tokens, reused in prompts:
+            causal, read = prompt_pairs(tokens - reused, reused, self.world.window)
+            new_tokens += tokens - reused
+            pairs += causal
+            kv += read
+        return new_tokens, self.cost.step(new_tokens, len(prompts), pairs, kv, 0)
 
     def end_prefill(self, prompts: Prompts, now: float) -> None:
         """The prompts are computed; their sequences go where `computed` sends them."""
-        requests, lengths, *_ = prompts
-        for request, length in zip(requests, lengths, strict=True):
-            self.emit(request, length, now)
+        for request, tokens, _ in prompts:
+            self.emit(request, tokens, now)
 
-    def start_step(
-        self,
-        cost: StepCost,
-        requests: Iterable[int],
-        tokens: int,
-        now: float,
-        mixed: bool = False,
-    ) -> Event:
-        """Begin one step that computes `tokens` prompt tokens of `requests`.
-
-        With `mixed` the same step decodes the batch.
-        """
-        scheduled = self.log.scheduled
-        for request in requests:
-            if scheduled[request] != scheduled[request]:  # still NaN: it is scheduled first now
-                scheduled[request] = now
-        task, batch = self.task, self.batch
-        attended = 0
-        task.batch = task.joined = 0
-        if mixed:
-            attended = batch.attended
-            task.batch, task.joined = batch.size, batch.newly_joined
+    def start_step(self, cost: StepCost, attended: int, tokens: int, now: float) -> Event:
+        """Begin one step that computes `tokens` prompt tokens; the task says already who decodes in it."""
+        task = self.task
         task.first = cost.seconds(attended)
         task.growth = 0.0
         task.steps = 1
