@@ -19,12 +19,13 @@ CROWDED = 0.1  # of the busy time
 class Limit:
     """What breaks first beyond a capacity, seen at `rate` (requests/s), 10 % above it.
 
-    `breaks` is the objective that most requests miss there ("ttft", "tpot", "e2el"), or "throughput" where the
-    deployment cannot complete requests faster, whatever the objectives. `cause` is "KV memory" (preemptions, or
-    a pool that is full for a tenth of the time), "max_num_seqs" (batches at that size), "static batches" (requests
-    wait for the batch before theirs to end) or "GPU time".
-    `missed` holds the share that misses each objective, `latencies` p50, p90 and p99 in seconds by
-    metric, `preempted` the share of requests that lost their KV blocks at least once.
+    `breaks` is the objective that most requests miss there ("ttft", "tpot", "e2el"), or
+    "throughput" where the deployment cannot complete requests faster, whatever the objectives.
+    `cause` is "KV memory" (preemptions, or a pool that is full for a tenth of the time),
+    "max_num_seqs" (batches at that size), "static batches" (requests wait for the batch before
+    theirs to end) or "GPU time". `missed` holds the share that misses each objective, `latencies`
+    p50, p90 and p99 in seconds by metric, `preempted` the share of requests that lost their KV
+    blocks at least once.
     """
 
     breaks: str
@@ -72,12 +73,13 @@ def _cause(trial: Trial, deployment: Deployment) -> str:
 class Row:
     """One deployment's answer.
 
-    `rate` is the highest request rate (1/s) that meets the objectives, `low` and `high` its confidence
-    limits; `attainment` and `latencies` (p50, p90 and p99 in seconds by metric) hold there, and `state` says
-    whether the run was in a steady state. `output_throughput` (tokens/s) and `cost` (dollars per million output tokens) are
-    those of that rate in the long run. `limit` says what breaks first beyond it; `saturation` is the rate of completions
-    while requests are always waiting. `basis` names the requests that the number rests on, and `estimated` says
-    that it was carried over from a part of the trace to the whole.
+    `rate` is the highest request rate (1/s) that meets the objectives, `low` and `high` its
+    confidence limits; `attainment` and `latencies` (p50, p90 and p99 in seconds by metric) hold
+    there, and `state` says whether the run was in a steady state. `output_throughput` (tokens/s)
+    and `cost` (dollars per million output tokens) are those of that rate in the long run. `limit`
+    says what breaks first beyond it; `saturation` is the rate of completions while requests are
+    always waiting. `basis` names the requests that the number rests on, and `estimated` says that
+    it was carried over from a part of the trace to the whole.
     """
 
     name: str
@@ -100,7 +102,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A deployment without a rate: it does not fit (`memory` is None), or meets the objectives at none."""
+    """A deployment that does not fit (`memory` is None), or meets the objectives at no rate."""
 
     name: str
     deployment: Deployment
@@ -112,8 +114,9 @@ class Skipped:
 class Plan:
     """The answer: deployments by falling rate, those without one, and what was asked.
 
-    `goodput` holds the objectives in seconds by metric, `profile_kind` is "data sheet" or "fitted".
-    `notes` says what was done to the traffic. `partial` says that the search was interrupted; what it had found is there.
+    `goodput` holds the objectives in seconds by metric, `profile_kind` is "data sheet" or
+    "fitted". `notes` says what was done to the traffic. `partial` says that the search was
+    interrupted; what it had found is there.
     """
 
     rows: tuple[Row, ...]
@@ -137,7 +140,7 @@ class Plan:
         return self.rows[0] if self.rows else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: seconds, requests/s, bytes and dollars; latencies without a sample are None."""
+        """Plain values for JSON, in the units of the fields; a latency without a sample is None."""
         from splitwiser.sim.result import plain
 
         document: dict[str, Any] = plain(asdict(self))

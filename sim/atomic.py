@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(*paths: str | Path) -> Iterator[list[Path]]:
-    """Temporary files beside *paths*, which take their places when all has gone well, and vanish otherwise.
+    """Temporary files beside *paths* that take their places if all goes well, and else vanish.
 
     Raises OSError, in one line, where a path cannot be written.
     """
@@ -29,8 +29,10 @@ def replacing(*paths: str | Path) -> Iterator[list[Path]]:
         for source, target in zip(temporary, targets, strict=True):
             source.replace(target)
     except OSError as error:
+        place = targets[min(len(temporary), len(targets) - 1)]
+        place = targets[min(len(temporary), len(targets) - 1)]
         raise OSError(
-            f"cannot write {targets[min(len(temporary), len(targets) - 1)]}: {error.strerror or error}; "
+            f"cannot write {place}: {error.strerror or error}; "
             "give a path in an existing directory that may be written"
         ) from None
     finally:

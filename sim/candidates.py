@@ -22,9 +22,9 @@ SMALL_MODEL = 3e9  # parameters: below, a step leaves SMs idle, and four engines
 def candidates(llm: Llm, gpu: Gpu, **overrides: Any) -> list[Deployment]:
     """The deployments worth asking about, each with a name that tells it from the others.
 
-    *overrides* are engine flags for all of them (`Deployment.override`); deployments that become equal
-    by them are asked once. One that does not fit the memory is listed all the same: a plan says why it
-    is skipped. The CPU has no MPS and no partitions.
+    *overrides* are engine flags for all of them (`Deployment.override`); deployments that become
+    equal by them are asked once. One that does not fit the memory is listed all the same: a plan
+    says why it is skipped. The CPU has no MPS and no partitions.
     """
     chosen: dict[Deployment, Deployment] = {}
     for deployment in _all(llm, gpu):

@@ -29,8 +29,8 @@ EXPANDABLE = 20_000  # gaps that are cheaper to sort than to bracket further
 class Itl:
     """A weighted set of progressions of gaps, in seconds.
 
-    Piece p holds the gaps `lows[p] + steps[p] * i` for i = 0 ... `counts[p]` - 1, each `weights[p]` times.
-    `steps` must be above 0, also where the count is 1.
+    Piece p holds the gaps `lows[p] + steps[p] * i` for i = 0 ... `counts[p]` - 1, each `weights[p]`
+    times. `steps` must be above 0, also where the count is 1.
     """
 
     lows: Floats
@@ -47,7 +47,7 @@ class Itl:
         weights: Ints,
         singles: Iterable[tuple[Floats, Ints]],
     ) -> Itl:
-        """Pool progressions (which may be empty, or not rise) and groups of single gaps, each with its weights."""
+        """Pool progressions (some perhaps empty or flat) and weighted groups of single gaps."""
         rising = (counts > 1) & (lows + steps * (counts - 1) > lows)
         flat = ~rising & (counts > 0)
         ones = [(lows[flat], weights[flat] * counts[flat])]
@@ -78,7 +78,7 @@ class Itl:
 
     @cached_property
     def std(self) -> float:
-        """Their standard deviation in seconds (of the population, as numpy's default); NaN if there is none."""
+        """Their standard deviation in seconds (numpy's, of a population); NaN if there is none."""
         if not self.count:
             return nan
         n, d = self.counts.astype(np.float64), self.steps
@@ -93,7 +93,7 @@ class Itl:
         return self.percentile(50)
 
     def percentile(self, q: float) -> float:
-        """The *q*-th percentile in seconds, as `numpy.percentile` would give it for the gaps written out.
+        """The *q*-th percentile in seconds: what `numpy.percentile` gives for the gaps written out.
 
         NaN if there is no gap. Raises ValueError for a *q* outside 0 to 100.
         """
@@ -116,8 +116,9 @@ class Itl:
     def _order_statistics(self, low_rank: int, high_rank: int) -> tuple[float, float]:
         """The gaps at two adjoining ranks (from 0) of the sorted pool.
 
-        Selection after Floyd and Rivest (Comm. ACM 18, 1975): a sample gives two gaps that very likely enclose the
-        ranks, counting (in closed form for a progression) makes it certain, and only what lies between is kept.
+        Selection after Floyd and Rivest (Comm. ACM 18, 1975): a sample gives two gaps that very
+        likely enclose the ranks, counting (in closed form for a progression) makes it certain, and
+        only what lies between is kept.
         """
         lows, steps, counts, weights = self.lows, self.steps, self.counts, self.weights
         begin = np.zeros_like(counts)  # the first term of each piece that is still in question
@@ -170,7 +171,7 @@ def _sample(
     counts: Ints,
     weights: Ints,
 ) -> Floats:
-    """A sorted sample of the gaps, spread evenly over them and without period; another for each attempt."""
+    """A sorted sample, spread evenly over the gaps without period; another for each attempt."""
     mass = counts * weights
     ends = np.cumsum(mass)
     shares = (np.arange(attempt * SAMPLE, (attempt + 1) * SAMPLE) * GOLDEN) % 1.0

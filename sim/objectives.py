@@ -37,9 +37,9 @@ class Latencies(Protocol):
 def parse_goodput(texts: Iterable[str]) -> dict[str, float]:
     """The objectives of vLLM's `--goodput`: "ttft:500" is a time to first token of 500 ms at most.
 
-    Returns seconds by metric ("ttft", "tpot", "e2el"). "500ms" is the same as "500". ValueError, in
-    one line, for an unknown metric (the nearest is offered), another unit, a number that is not above
-    0, one that cannot be meant in milliseconds, and a metric given twice.
+    Returns seconds by metric ("ttft", "tpot", "e2el"). "500ms" is the same as "500". ValueError,
+    in one line, for an unknown metric (the nearest is offered), another unit, a number that is not
+    above 0, one that cannot be meant in milliseconds, and a metric given twice.
     """
     objectives: dict[str, float] = {}
     for text in texts:
@@ -88,8 +88,8 @@ def _shown(text: object) -> str:
 def misses(result: Latencies, objectives: Mapping[str, float]) -> dict[str, NDArray[np.bool_]]:
     """Which requests miss each objective (seconds by metric).
 
-    A request that was rejected or has not finished misses every one. One output token has no time per
-    output token, and so cannot miss that.
+    A request that was rejected or has not finished misses every one. One output token has no time
+    per output token, and so cannot miss that.
     """
     unfinished = np.isnan(result.e2el)
     # NaN compares as false: only what is known to be late is late.

@@ -1,4 +1,4 @@
-"""What the device was doing: phases, sequences and KV blocks over time, from the stretches of the log."""
+"""What the device was doing over time, from the stretches of the log: phases, KV blocks."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ def columns(stretches: Floats) -> dict[str, Floats]:
 
 
 def busy(stretches: Floats, edges: Floats) -> dict[str, Floats]:
-    """The share of each bin between *edges* (s) in which the device was "idle", or had "prefill" or "decode" runs or "both".
+    """The share of time with "prefill" runs, "decode" runs, "both" or neither ("idle"), in bins.
 
-    A step that computes prompts and decodes at once is "both". The four sum to 1. Raises ValueError for edges that do not rise.
+    *edges* are those of the bins, in seconds.
+    A step that computes prompts and decodes at once is "both". The four sum to 1. Raises ValueError
+    for edges that do not rise.
     """
     edges = np.asarray(edges, dtype=np.float64)
     if len(edges) < 2 or not (np.diff(edges) > 0).all():
@@ -46,10 +48,11 @@ def busy(stretches: Floats, edges: Floats) -> dict[str, Floats]:
 
 
 def frame(stretches: Floats, edges: Floats) -> pd.DataFrame:
-    """The device bin by bin: `start`, `end`, the shares of `busy`, `running`, and `kv_blocks_W` for each worker W.
+    """The device bin by bin: `start`, `end`, the shares of `busy`, `running`, `kv_blocks_W`.
 
-    `running` is the mean number of sequences in decode runs; `kv_blocks_W` the blocks in use in the pool of worker W
-    when its latest run before the bin's end began (workers that share a pool show the same blocks).
+    `running` is the mean number of sequences in decode runs; `kv_blocks_W` the blocks in use in the
+    pool of worker W when its latest run before the bin's end began (workers that share a pool show
+    the same blocks).
     """
     import pandas as pd
 
@@ -77,7 +80,7 @@ def peak_blocks(stretches: Floats) -> dict[int, int]:
 
 
 def busy_seconds(stretches: Floats, origin: float) -> Floats:
-    """The edges of those whole seconds from *origin* on in which the device did anything; what lies between is idle."""
+    """The edges of the whole seconds from *origin* on in which the device did anything."""
     row = columns(stretches)
     begin, end = np.floor(row["start"] - origin), np.floor(row["end"] - origin) + 1
     order = np.argsort(begin, kind="stable")
@@ -92,9 +95,10 @@ def busy_seconds(stretches: Floats, origin: float) -> Floats:
 
 
 def chrome_trace(stretches: Floats, path: str | Path) -> None:
-    """Write the stretches as a Chrome trace (the Trace Event Format's complete events), a row per worker.
+    """Write the stretches as a Chrome trace (Trace Event Format), a row per worker.
 
-    For chrome://tracing or ui.perfetto.dev. Raises OSError where *path* cannot be written; nothing is then left behind.
+    For chrome://tracing or ui.perfetto.dev. Raises OSError where *path* cannot be written; nothing
+    is then left behind.
     """
     from splitwiser.sim.atomic import replacing
 

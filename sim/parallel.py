@@ -29,7 +29,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One deployment (by its number) and the traffic to search with, as a worker process gets it."""
+    """A deployment (by its number) and the traffic to search with, as a worker gets it."""
 
     index: int
     deployment: Deployment
@@ -39,10 +39,10 @@ class Task:
 
 
 class Searches:
-    """Runs tasks in processes, and counts them for *progress*: (ended, known of, the deployment's name).
+    """Runs tasks in processes, and counts them for *progress*: (ended, known of, name).
 
-    *jobs* is the number of processes (None: one per core; 1: this process alone), *backend* joblib's name of
-    another way to run them ("dask", "ray", "threading").
+    *jobs* is the number of processes (None: one per core; 1: this process alone), *backend*
+    joblib's name of another way to run them ("dask", "ray", "threading").
     """
 
     def __init__(

@@ -41,21 +41,23 @@ def plan(
     window: int = WINDOW,
     progress: Progress | None = None,
 ) -> Plan:
-    """Rank *deployments* (None: `candidates`) by the rate at which they serve *trace* within *goodput*.
+    """Rank *deployments* (None: `candidates`) by the rate at which they serve *trace* in *goodput*.
 
-    *goodput* holds seconds by metric (`parse_goodput`); *target* and *confidence* are those of `capacity`. A
-    trace longer than 1.5 times *window* requests is searched in two stages: every deployment on a window in
-    its middle; then the whole trace for the best two, those within 5 % of them (6 in all), and any other that
-    still looks better. The rates of the rest are carried over to the whole trace by the ratio that the leaders show.
+    *goodput* holds seconds by metric (`parse_goodput`); *target* and *confidence* are those of
+    `capacity`. A trace longer than 1.5 times *window* requests is searched in two stages: every
+    deployment on a window in its middle; then the whole trace for the best two, those within 5 %
+    of them (6 in all), and any other that still looks better. The rates of the rest are carried
+    over to the whole trace by the ratio that the leaders show.
 
-    *jobs*, *backend* and *progress* are those of `splitwiser.sim.parallel.Searches`; the plan does not depend on them.
-    Ctrl-C ends the search, and the plan holds what was found.
+    *jobs*, *backend* and *progress* are those of `splitwiser.sim.parallel.Searches`; the plan does
+    not depend on them. Ctrl-C ends the search, and the plan holds what was found.
 
-    Prompts that leave no room in the model's context are left out, and `Plan.notes` counts them: no deployment could serve
-    them, and the rates are those of the others. What only a deployment's KV pool cannot hold counts as missed.
+    Prompts that leave no room in the model's context are left out, and `Plan.notes` counts them:
+    no deployment could serve them, and the rates are those of the others. What only a deployment's
+    KV pool cannot hold counts as missed.
 
-    Raises `DoesNotFit` where no deployment fits the GPU, with the sum of the one that comes nearest, and ValueError for
-    a trace that has no rate to scale.
+    Raises `DoesNotFit` where no deployment fits the GPU, with the sum of the one that comes
+    nearest, and ValueError for a trace that has no rate to scale.
     """
     profile = profile if profile is not None else profile_for(gpu.name)
     trace, notes = _servable(trace, llm)
@@ -64,7 +66,7 @@ def plan(
     memories, skipped = _fitting(asked, llm, gpu, profile)
     question = Question(llm, gpu, profile, dict(goodput), target, confidence)
     searches = Searches(question, jobs, backend, progress)
-    part = trace if len(trace) <= WHOLE * window else _window(trace, window)
+    part = trace if len(trace) <= WHOLE * window else middle(trace, window)
     tolerance = TOLERANCE if part is trace else COARSE
     found = searches.run([Task(index, asked[index], part, None, tolerance) for index in memories])
     screened = _capacities(found)
@@ -134,7 +136,7 @@ def _fitting(
     return memories, skipped
 
 
-def _window(trace: Trace, count: int) -> Trace:
+def middle(trace: Trace, count: int) -> Trace:
     """*count* consecutive requests from the middle, the gap before the first included."""
     start = (len(trace) - count) // 2
     part = trace.take(np.arange(start, start + count))
@@ -175,7 +177,7 @@ def _capacities(found: Mapping[int, Capacity | str]) -> dict[int, Capacity]:
 
 
 def _ratio(screened: Mapping[int, Capacity], final: Mapping[int, Capacity | str]) -> float:
-    """The capacity on the whole trace over that on the window, the median of those who have both."""
+    """Capacity on the whole trace over that on the window: the median of who has both."""
     both = _capacities(final)
     ratios = [both[index].rate / screened[index].rate for index in both]
     return float(np.median(ratios)) if ratios else 1.0

@@ -1,4 +1,4 @@
-"""The text that `vllm bench serve` prints, so that simulated and measured runs compare line by line."""
+"""The text that `vllm bench serve` prints: simulated and measured runs compare line by line."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def serving_block(
 ) -> str:
     """vLLM's "Serving Benchmark Result" (vllm/benchmarks/serve.py) for a `Result.summary`.
 
-    *percentile_metrics* chooses the sections, *metric_percentiles* the percentiles shown in them, which the summary must hold.
-    A line "Unfinished requests" is ours, and shown only if there are any. Raises ValueError for an unknown metric or
-    a percentile that the summary lacks.
+    *percentile_metrics* chooses the sections, *metric_percentiles* the percentiles shown in them,
+    which the summary must hold. A line "Unfinished requests" is ours, and shown only if there are
+    any. Raises ValueError for an unknown metric or a percentile that the summary lacks.
     """
     lines = [" Serving Benchmark Result ".center(WIDTH, "=")]
     lines += [_line(f"{name}:", value) for name, value in _counts(summary)]

@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 class Detailed(TypedDict):
-    """vLLM's `--save-detailed`, in seconds, an entry per request; None for a latency that never came."""
+    """vLLM's `--save-detailed`: seconds, an entry per request, None for what never came."""
 
     input_lens: list[int]
     output_lens: list[int]
@@ -48,10 +48,11 @@ class Detailed(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A row per request that arrived, the time line of the device, and what was simulated or measured.
+    """A row per request that arrived, the device's time line, and what was simulated or measured.
 
-    Times are seconds, NaN until they come; *outcome* holds indices into `OUTCOMES`. *reused* are prompt
-    tokens found in the prefix cache. *meta* is plain JSON: model, GPU, profile, deployment, memory, traffic, notes.
+    Times are seconds, NaN until they come; *outcome* holds indices into `OUTCOMES`. *reused* are
+    prompt tokens found in the prefix cache. *meta* is plain JSON: model, GPU, profile, deployment,
+    memory, traffic, notes.
     """
 
     arrival: Floats
@@ -79,8 +80,8 @@ class Result:
     ) -> Result:
         """Read the log of a simulation; its rows are not copied.
 
-        A request whose arrival is infinite or after *until* (s), where the simulation ended, has not arrived, and is
-        left out; requests arrive in order.
+        A request whose arrival is infinite or after *until* (s), where the simulation ended, has
+        not arrived, and is left out; requests arrive in order.
         """
         arrival = np.asarray(arrival, dtype=np.float64)
         there = np.isfinite(arrival) if until is None else arrival <= until
@@ -143,7 +144,7 @@ class Result:
 
     @cached_property
     def tpot(self) -> Floats:
-        """Time per output token after the first, in seconds; NaN for a request with one output token."""
+        """Seconds per output token after the first; NaN for a request with one output token."""
         after_first = np.where(self.output_tokens > 1, self.output_tokens - 1, nan)
         return (self.finished - self.first_token) / after_first
 
@@ -162,9 +163,10 @@ class Result:
     # Objectives -------------------------------------------------------------------------------
 
     def within(self, goodput: Mapping[str, float]) -> NDArray[np.bool_]:
-        """Which requests completed within every objective (seconds, `<=`); the TPOT of one token counts as 0, as in vLLM.
+        """Which requests completed within every objective (seconds, `<=`).
 
-        Raises ValueError for an objective that is not one of `OBJECTIVES`, or no number of seconds above 0.
+        The TPOT of a single token counts as 0, as in vLLM. Raises ValueError for an objective that
+        is not one of `OBJECTIVES`, or no number of seconds above 0.
         """
         good = self.completed.copy()
         for name, limit in goodput.items():
@@ -179,9 +181,10 @@ class Result:
         return good
 
     def attainment(self, goodput: Mapping[str, float]) -> float:
-        """The share of arrived requests that completed within every objective (s); NaN if none arrived.
+        """The share of arrived requests that completed within every objective (s), or NaN.
 
-        A request that is rejected, aborted or unfinished does not meet its objectives (SLO attainment, DistServe, OSDI 2024).
+        A request that is rejected, aborted or unfinished does not meet its objectives (SLO
+        attainment, DistServe, OSDI 2024).
         """
         return float(self.within(goodput).mean()) if len(self) else nan
 
@@ -192,8 +195,9 @@ class Result:
     ) -> dict[str, Any]:
         """The keys of `vllm bench serve`'s JSON file, with its definitions, and some of ours.
 
-        *goodput* are objectives in seconds. Latencies are in ms, as their names say; what has no sample is NaN.
-        Ours: `rejected, aborted, running, waiting, preemptions, reused_tokens, slo_attainment, kv_blocks_peak`.
+        *goodput* are objectives in seconds. Latencies are in ms, as their names say; what has no
+        sample is NaN. Ours: `rejected, aborted, running, waiting, preemptions, reused_tokens,
+        slo_attainment, kv_blocks_peak`.
         """
         from splitwiser.sim.summary import summarise
 
@@ -201,7 +205,7 @@ class Result:
 
     @property
     def request_rate(self) -> float | str | None:
-        """Requests per second of the traffic, "inf" if all arrive at once: what *meta* says, else that of the arrivals."""
+        """Requests/s as *meta* has it, else of the arrivals; "inf" if all come at once."""
         if "request_rate" in self.meta:
             stated: float | str | None = self.meta["request_rate"]
             return stated
@@ -216,7 +220,7 @@ class Result:
         return times.of(0)
 
     def detailed(self) -> Detailed:
-        """What vLLM's `--save-detailed` adds to the JSON file; memory and time grow with the tokens."""
+        """What vLLM's `--save-detailed` adds to the JSON file; its cost grows with the tokens."""
         tokens = self.timeline.token_times(np.arange(len(self)), self.first_token, self.finished)
         return {
             "input_lens": self.prompt_tokens.tolist(),
@@ -247,7 +251,7 @@ class Result:
         percentiles: Sequence[float] = (99,),
         detailed: bool = False,
     ) -> list[Path]:
-        """Write STEM.json, STEM.parquet and STEM.timeline.parquet; see `splitwiser.sim.result_file.save`."""
+        """Write the result to three files, see `splitwiser.sim.result_file.save`."""
         from splitwiser.sim.result_file import save
 
         return save(self, stem, goodput=goodput, percentiles=percentiles, detailed=detailed)

@@ -31,11 +31,12 @@ def save(
     percentiles: Sequence[float] = (99,),
     detailed: bool = False,
 ) -> list[Path]:
-    """Write STEM.json (summary and `meta`), STEM.parquet (a row per request) and STEM.timeline.parquet; their paths.
+    """Write STEM.json, STEM.parquet and STEM.timeline.parquet; their paths.
 
-    A stem that ends with ".json" counts without it. The files come whole or not at all. *goodput* (s) and
-    *percentiles* as in `Result.summary`; *detailed* adds vLLM's `--save-detailed` lists. Raises OSError where the
-    place cannot be written.
+    They hold the summary and `meta`, a row per request, and the rows of the time line.
+    A stem that ends with ".json" counts without it. The files come whole or not at all. *goodput*
+    (s) and *percentiles* as in `Result.summary`; *detailed* adds vLLM's `--save-detailed` lists.
+    Raises OSError where the place cannot be written.
     """
     paths = _paths(stem)
     content = plain(result.summary(goodput, percentiles))
@@ -54,7 +55,7 @@ def save(
 def load(stem: str | Path) -> Result:
     """Read the files of `save`.
 
-    Raises FileNotFoundError where one is missing, and ValueError where one is not what `save` writes.
+    Raises FileNotFoundError where one is missing, ValueError where one is not a saved result.
     """
     import pandas as pd
 

@@ -1,9 +1,9 @@
 """The capacity of a deployment: the highest rate at which its requests meet their objectives.
 
 The search plays one and the same trace at every rate and for every deployment (common random
-numbers), scaling its arrivals. The attainment falls with the rate, in steps; the root is bracketed, the
-bracket halved or cut by regula falsi until it is within the tolerance, and its lower end is the answer:
-a rate that was simulated, and met the target.
+numbers), scaling its arrivals. The attainment falls with the rate, in steps; the root is
+bracketed, the bracket halved or cut by regula falsi until it is within the tolerance, and its
+lower end is the answer: a rate that was simulated, and met the target.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from splitwiser.traces.trace import Trace
 
 TOLERANCE = 0.01  # of the rate
 MOST_STEPS = 8  # of 10 % each, to a confidence limit
+NEAR = 0.9  # of the saturation rate: above, a growing number in the system is a backlog
+OVERLOADED = -0.1  # the margin of an overload; any negative number serves
 BEYOND = 1.1  # times the capacity: where one looks for what breaks first
-LEAST_REQUESTS = 20  # fewer say nothing about a share of 90 %
+LEAST_REQUESTS = 2 * PARTS + 2  # two in each part, after the warm-up
 IDLE = 1e-3  # of the saturation rate: bursts that fail even there are no matter of the rate
 
 
 class Unattainable(ValueError):  # noqa: N818 - as DoesNotFit: the name says what is wrong
-    """The deployment meets its objectives at no rate; the message says which one fails, and by how much."""
+    """No rate meets the objectives; the message says which one fails, and by how much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class Capacity:
     """The highest rate (requests/s) with its confidence limits, the trials there and 10 % beyond.
 
     `saturation` is the rate of completions while requests are always waiting. No rate above it is
-    called a capacity, whatever a finite trace attains there: the backlog would grow without end.
+    called a capacity, nor one within 10 % of it at which the number in the system keeps growing
+    (`splitwiser.sim.stats.steady`), whatever a finite trace attains: a longer one would not.
     `saturated` says that this, and not an objective, sets the rate.
     """
 
@@ -68,11 +71,13 @@ def capacity(
     """The highest rate at which a share *target* of the requests meets every objective.
 
     *goodput* holds seconds by metric (`parse_goodput`). The first 5 % of the requests do not count
-    (they find an empty system). The confidence limits are those rates at which the attainment differs from
-    the target by no more than its t-interval at level *confidence*, from batch means over 20 consecutive parts of the
-    trace, whose requests are the same at every rate; so they hold the trace's own ups and downs. They are
-    interpolated between rates that were simulated. The search ends at a relative *tolerance* of the rate (0.5 % is the least: rates have
-    three digits) and starts from *guess*.
+    (they find an empty system). Between the confidence limits the attainment differs from the
+    target by no more than its t interval at level *confidence*. That comes from batch means (Law,
+    Simulation Modeling and Analysis, 2015, sec. 9.5.3): 20 consecutive parts of the trace, the
+    same at every rate, stand for replications, so that it holds the trace's own ups and downs. The
+    limits are interpolated between rates that were simulated. The search ends at a relative
+    *tolerance* of the rate (rates have three digits, so 1 % is about the least) and starts from
+    *guess*.
 
     Raises `Unattainable` where even requests alone on the GPU, or nearly so, miss an objective,
     `DoesNotFit`, and ValueError for a trace without a rate to scale.
@@ -104,13 +109,13 @@ def check_scalable(trace: Trace) -> None:
     """Raise ValueError, in one line, for a trace that has no arrival rate to search over."""
     if trace.max_concurrency is not None:
         raise ValueError(
-            f"{trace.name}: a closed loop (max_concurrency = {trace.max_concurrency}) has no arrival "
-            "rate to scale; leave the limit out"
+            f"{trace.name}: a closed loop (max_concurrency = {trace.max_concurrency}) has no "
+            "arrival rate to scale; leave the limit out"
         )
     if trace.rate == inf:
         raise ValueError(
-            f"{trace.name}: all {len(trace)} requests arrive at once, so there is no rate to scale; "
-            "give a finite request rate"
+            f"{trace.name}: all {len(trace)} requests arrive at once, so there is no rate to "
+            "scale; give a finite request rate"
         )
     if len(trace) < LEAST_REQUESTS:
         raise ValueError(
@@ -120,7 +125,7 @@ def check_scalable(trace: Trace) -> None:
 
 
 class _Search:
-    """The trials of one experiment, by rate; rates lie on a grid, so that what is printed was simulated."""
+    """The trials of one experiment, by rate; rates lie on a grid (`_grid`)."""
 
     def __init__(self, experiment: Experiment, target: float, confidence: float) -> None:
         from scipy.special import stdtrit
@@ -143,22 +148,31 @@ class _Search:
         return trial
 
     def margin(self, rate: float, errors: float = 0.0) -> float:
-        """How far the attainment, moved by *errors* of its standard errors, lies above the target."""
+        """How far the attainment, moved by *errors* of its standard errors, lies above the target.
+
+        An overload is below it, whatever a finite trace attains.
+        """
         trial = self.at(rate)
-        return trial.attainment + errors * trial.standard_error - self._target
+        margin = trial.attainment + errors * trial.standard_error - self._target
+        return min(margin, OVERLOADED) if self._overloads(trial) else margin
+
+    def _overloads(self, trial: Trial) -> bool:
+        """Whether the backlog grows; far below saturation it is the traffic itself that grows."""
+        return trial.state == "overload" and trial.rate > NEAR * self.saturation.rate
 
     # The root ---------------------------------------------------------------------------------
 
     def root(self, guess: float | None, tolerance: float) -> tuple[float, bool]:
-        """The capacity, and whether it is set by the saturation rate."""
+        """The capacity, and whether it is throughput that sets it."""
         most = _grid(self.saturation.rate)
         low, high = self._bracket(guess, most)
         if low == most:
             return most, True
-        return narrow(self.margin, low, high, tolerance)[0], False
+        low, high = narrow(self.margin, low, high, tolerance)
+        return low, self.at(high).attainment >= self._target
 
     def _bracket(self, guess: float | None, most: float) -> tuple[float, float]:
-        """A rate that meets the target and one that does not; both *most* where even that meets it."""
+        """A rate that meets the target and one that fails; both *most* where even that meets it."""
         factor = 1.3 if guess is None else 1.03
         low = high = rate = min(most, _grid(0.7 * most if guess is None else guess))
         checked = False
@@ -207,11 +221,11 @@ class _Search:
         low = self._limit(rate, -self._t, 1 / BEYOND)
         if saturated:
             spread = self._t * self.saturation.standard_error
-            return min(low, max(0.0, rate - spread)), rate + spread
+            return min(low, max(0.0, rate - spread)), max(rate, self.saturation.rate + spread)
         return low, self._limit(rate, self._t, BEYOND)
 
     def _limit(self, rate: float, errors: float, factor: float) -> float:
-        """Walk from the capacity to where the moved margin changes its sign, and interpolate that place."""
+        """Walk from the capacity to where the moved margin changes its sign, and interpolate."""
         above = self.margin(rate, errors) >= 0
         if above != (errors > 0):  # the interval has no width on this side
             return rate
@@ -239,9 +253,10 @@ def narrow(
 ) -> tuple[float, float]:
     """Narrow a bracket, margin(low) >= 0 > margin(high), to a relative width of *tolerance*.
 
-    Regula falsi on the logarithm of the rate, each guess moved towards the farther end so that it falls
-    beyond the root and takes most of the bracket with it; a bisection follows where that failed.
-    The rates tried lie on the grid; where none is left between the ends, these are the answer.
+    Regula falsi on the logarithm of the rate, each guess moved towards the farther end so that it
+    falls beyond the root and takes most of the bracket with it; a bisection follows where that
+    failed. The rates tried lie on the grid; where none is left between the ends, these are the
+    answer.
     """
     halve = False
     while high > low * (1 + tolerance):
@@ -275,5 +290,5 @@ def interpolate(margin: Callable[[float], float], low: float, high: float) -> fl
 
 
 def _grid(rate: float) -> float:
-    """A rate to three significant digits, as it is printed: whoever types it gets the same simulation."""
+    """A rate to three digits, as it is printed: whoever types it gets the same simulation."""
     return float(f"{rate:.3g}")

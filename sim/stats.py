@@ -25,7 +25,7 @@ LEAST_SPAN = 10.0  # times that an unhindered request takes
 
 
 class Interval(NamedTuple):
-    """An estimate with its confidence interval; *note* says in words what is wrong with it, if anything."""
+    """An estimate with its confidence interval; *note* says what is wrong with it, if anything."""
 
     estimate: float
     low: float
@@ -34,10 +34,11 @@ class Interval(NamedTuple):
 
 
 def mser5(series: ArrayLike) -> int:
-    """How many values at the start of a series are warm-up, and should be left out: 0 to half of them.
+    """How many values at the start of a series are warm-up, to be left out: at most half.
 
-    MSER-5 (White, Simulation 69(6), 1997; Spratt 1998): of the means of batches of 5, drop so many that the standard error
-    of the mean of the rest, sum (Z - mean)^2 / n^2, is least. Raises ValueError for a series with NaN.
+    MSER-5 (White, Simulation 69(6), 1997; Spratt 1998): of the means of batches of 5, drop so many
+    that the standard error of the mean of the rest, sum (Z - mean)^2 / n^2, is least. Raises
+    ValueError for a series with NaN.
     """
     values = np.asarray(series, dtype=np.float64)
     if not np.isfinite(values).all():
@@ -76,11 +77,12 @@ def bca_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """A statistic of a sample with its bias-corrected and accelerated bootstrap interval (Efron 1987).
+    """A statistic of a sample with its bias-corrected and accelerated bootstrap interval.
 
-    *statistic* takes `axis`, as numpy's do. Where the sample does not vary the interval is the estimate alone; where BCa is not
-    defined it is the percentile bootstrap's; the note says so. The same seed gives the same interval.
-    Raises ValueError for fewer than two values, for NaN, and for a confidence outside (0, 1).
+    After Efron (1987). *statistic* takes `axis`, as numpy's do. Where the sample does not vary the
+    interval is the estimate alone; where BCa is not defined it is the percentile bootstrap's; the
+    note says so. The same seed gives the same interval. Raises ValueError for fewer than two
+    values, for NaN, and for a confidence outside (0, 1).
     """
     sample = _sample(values, "values", least=2)
     _alpha(confidence)
@@ -121,19 +123,20 @@ def _bootstrap(
 
 
 def percentile_interval(values: ArrayLike, q: float, confidence: float = 0.95) -> Interval:
-    """The *q*-th percentile (0 to 100) of a sample of independent values, with a distribution-free interval.
+    """The *q*-th percentile of a sample of independent values, with a distribution-free interval.
 
-    The ends are order statistics, from the binomial number of values below the true percentile (David and
-    Nagaraja, Order Statistics, 2003, sec. 7.1), so the confidence holds for any continuous distribution. Where the sample is too small for an
-    end, that end is infinite and the note names the size that would do. Raises ValueError for an empty sample,
-    NaN, *q* outside (0, 100) or a confidence outside (0, 1).
+    The ends are order statistics, from the binomial number of values below the true percentile
+    (David and Nagaraja, Order Statistics, 2003, sec. 7.1), so the confidence holds for any
+    continuous distribution. Where the sample is too small for an end, that end is infinite and the
+    note names the size that would do. Raises ValueError for an empty sample, NaN, *q* outside (0,
+    100) or a confidence outside (0, 1).
     """
     sample = np.sort(_sample(values, "values", least=1))
     if not 0 < q < 100:
         raise ValueError(f"a percentile with an interval lies between 0 and 100, not {q}")
     alpha, share, size = _alpha(confidence), q / 100, len(sample)
-    # With B values at or below the percentile, it lies below rank r (from 1) if B < r: the largest rank for which that
-    # has at most probability alpha / 2, and likewise above.
+    # With B values at or below the percentile, it lies below rank r (from 1) if B < r: the largest
+    # rank for which that has at most probability alpha / 2, and likewise above.
     low_rank = _binomial_quantile(alpha / 2, size, share)
     high_rank = _binomial_quantile(1 - alpha / 2, size, share) + 1
     needed = ceil(log(alpha / 2) / log(max(share, 1 - share)))
@@ -175,19 +178,21 @@ def _sample(values: ArrayLike, name: str, least: int) -> Floats:
 
 
 def steady(result: Result) -> Literal["steady", "overload", "short"]:
-    """Whether a run reached a steady state, or its queue grew for want of capacity, or it is too short to say.
+    """Whether a run reached a steady state, its queue grew without end, or it is too short to say.
 
-    Looked at is the number of requests in the system that each arrival finds, from the end of the warm-up (MSER-5; from the
-    first arrival where that finds no level and would cut all of the half that it may) to the last arrival; what drains
-    afterwards tells nothing. Its 20 batch means are regressed on time. "overload" takes three
-    things: the slope is above zero at the 0.1 % level; the rise is half the mean or more; and it is 1 % or more of the requests
-    that arrived, which is by how much completions lag behind. Too short is a run with fewer than 200 requests
-    after warm-up, or in which arrivals span less than 10 times what an early request takes: there even a healthy
-    system only fills up. So is one whose requests come all at once.
+    Looked at is the number of requests in the system that each arrival finds, from the end of the
+    warm-up (MSER-5; from the first arrival where that finds no level and would cut all of the half
+    that it may) to the last arrival; what drains afterwards tells nothing. Its 20 batch means are
+    regressed on time. "overload" takes three things: the slope is above zero at the 0.1 % level;
+    the rise is half the mean or more; and it is 1 % or more of the requests that arrived, which is
+    by how much completions lag behind. Too short is a run with fewer than 200 requests after
+    warm-up, or in which arrivals span less than 10 times what an early request takes: there even a
+    healthy system only fills up. So is one whose requests come all at once.
 
-    Batch means and their number: Schmeiser, Operations Research 30 (1982); that a queue is stable if and only if its length
-    does not drift: Loynes (1962). The thresholds are this project's. On M/M/1 queues of 2000 requests the verdict was right in
-    60 of 60 runs at loads 0.7 to 0.9 and at 1.2, in 56 at 0.95 and in 53 at 1.1: near capacity a run must be long.
+    Batch means and their number: Schmeiser, Operations Research 30 (1982); that a queue is stable
+    if and only if its length does not drift: Loynes (1962). The thresholds are this project's. On
+    M/M/1 queues of 2000 requests the verdict was right in 60 of 60 runs at loads 0.7 to 0.9 and at
+    1.2, in 56 at 0.95 and in 53 at 1.1: near capacity a run must be long.
     """
     entered = ~np.isin(result.outcome, [1, 2])  # neither rejected nor aborted
     arrival, finished = result.arrival[entered], result.finished[entered]

@@ -16,8 +16,9 @@ STEP_TOLERANCE = 1e-9  # of a step: an end so close to a stretch's end has come
 class Steps(NamedTuple):
     """The stretches that give tokens, by worker and time, a column each.
 
-    `before` and `after` are steps of the run done at the ends of the stretch, `cumulated` the decode steps of all rows up to and
-    with this one, `origin` those of the workers before this one, by worker.
+    `before` and `after` are steps of the run done at the ends of the stretch, `cumulated` the
+    decode steps of all rows up to and with this one, `origin` those of the workers before this one,
+    by worker.
     """
 
     worker: Ints

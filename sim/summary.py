@@ -57,14 +57,14 @@ def summarise(
 
 
 def _peak_requests(result: Result) -> int:
-    """The most completed requests in the system at a time; who leaves at an instant leaves before others come."""
+    """The most completed requests in the system at a time; who leaves makes room for who comes."""
     arrival = np.sort(result.arrival[result.completed])
     gone = np.searchsorted(np.sort(result.finished[result.completed]), arrival, side="right")
     return int((np.arange(1, len(arrival) + 1) - gone).max(initial=0))
 
 
 def _peak_tokens(result: Result) -> float:
-    """The most output tokens in one of the seconds from the first arrival on; NaN where nobody knows."""
+    """The most output tokens in one of the seconds from the first arrival on, or NaN."""
     if isnan(result.duration):
         return nan
     seconds = busy_seconds(result.timeline.stretches, float(result.arrival[0]))

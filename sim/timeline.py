@@ -1,8 +1,8 @@
 """`Timeline`: what the device did when, and when every token came, recovered from the log's rows.
 
-A run is one or more stretches at constant rates (`splitwiser.sim.log.STRETCH`). Step j of a run ends when
-its work reaches `work_of(j, first, growth)` seconds alone, so the time of any step is a closed
-form of its row, and nothing here grows with the tokens generated until they are asked for.
+A run is one or more stretches at constant rates (`splitwiser.sim.log.STRETCH`). Step j of a run
+ends when its work reaches `work_of(j, first, growth)` seconds alone, so the time of any step is a
+closed form of its row, and nothing here grows with the tokens generated until they are asked for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SAME_TOKEN = 1e-12  # relative: two notes of one token's time differ by rounding
 
 
 class Tokens(NamedTuple):
-    """Token times of some requests, in seconds: those of the i-th are `times[offsets[i] : offsets[i + 1]]`."""
+    """Token times in seconds: the i-th request's are `times[offsets[i] : offsets[i + 1]]`."""
 
     offsets: Ints
     times: Floats
@@ -41,10 +41,10 @@ class Tokens(NamedTuple):
 class Timeline:
     """The rows of a simulation, read.
 
-    `stretches` and `stays` are matrices with the columns of `splitwiser.sim.log`, `regained` the gaps in seconds between
-    a request's last token before a preemption and the one that its recompute gave. A stay whose `left` lies beyond
-    the steps that were made (infinity, say) is one that had not ended. Where *until* is given, what lies after
-    it is cut off.
+    `stretches` and `stays` are matrices with the columns of `splitwiser.sim.log`, `regained` the
+    gaps in seconds between a request's last token before a preemption and the one that its
+    recompute gave. A stay whose `left` lies beyond the steps that were made (infinity, say) is one
+    that had not ended. Where *until* is given, what lies after it is cut off.
     """
 
     stretches: Floats
@@ -113,8 +113,8 @@ class Timeline:
         # Inside a stretch.
         rise = at.growth[rows] / rate
         inner = at.first[rows] / rate + rise * (before + 1)
-        # From the last token of the worker before the stretch to the first in it. Who joins has another last token; in a
-        # worker's first run that is everyone.
+        # From the last token of the worker before the stretch to the first in it. Who joins has
+        # another last token; in a worker's first run that is everyone.
         gaps = at.time(rows, before + 1)
         gaps[1:] -= at.closing(rows[:-1])
         watching = np.where(before > 0, batch, batch - at.joined[rows])
@@ -179,7 +179,7 @@ class Timeline:
     def _given_by_prompts(
         self, stays: _Stays, requests: Ints, first_token: Floats, finished: Floats
     ) -> tuple[Ints, Floats]:
-        """The tokens that computed prompts gave, the first ones and those after a preemption: whose, and when."""
+        """Tokens that computed prompts gave, first ones and after a preemption: whose, and when."""
         stays = stays.take(np.argsort(stays.request, kind="stable"))
         end = stays.last_token.copy()
         some = stays.left > stays.joined
@@ -228,7 +228,7 @@ class Timeline:
     # The device -------------------------------------------------------------------------------
 
     def busy(self, edges: Floats) -> dict[str, Floats]:
-        """The share of each bin between *edges* (s) with a "prefill" run only, a "decode" run only, "both", or "idle"."""
+        """The share of time by phase in bins, see `splitwiser.sim.occupancy.busy`."""
         return occupancy.busy(self.stretches, edges)
 
     def frame(self, edges: Floats) -> pd.DataFrame:
@@ -236,7 +236,7 @@ class Timeline:
         return occupancy.frame(self.stretches, edges)
 
     def chrome_trace(self, path: str | Path) -> None:
-        """Write the runs for chrome://tracing or Perfetto; see `splitwiser.sim.occupancy.chrome_trace`."""
+        """Write the runs as a Chrome trace, see `splitwiser.sim.occupancy.chrome_trace`."""
         occupancy.chrome_trace(self.stretches, path)
 
 

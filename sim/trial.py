@@ -32,7 +32,7 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True)
 class Experiment:
-    """A deployment, its traffic and its objectives (seconds by metric): all of a trial but the rate."""
+    """A deployment, its traffic, its objectives (seconds by metric): a trial but for the rate."""
 
     deployment: Deployment
     trace: Trace
@@ -69,12 +69,13 @@ class Experiment:
 class Trial:
     """What came of one rate (requests/s); every share is of the requests that count.
 
-    `attainment` is the share that met all objectives, `parts` the same for consecutive parts of the
-    trace, `missed` the share that missed each objective and `rejected` those that were never finished;
-    `served` is the share of the trace's output tokens that completed requests got. `latencies` holds p50, p90 and p99 by metric, in seconds. `preempted` is the share that
-    lost its KV blocks at least once; `kv_full` and `batch_full` are shares of the busy time in which
-    a KV pool was full, or a decode batch as large as `max_num_seqs` allows. `state` is the verdict of
-    `splitwiser.sim.stats.steady`: "steady", "overload" or "short".
+    `attainment` is the share that met all objectives, `parts` the same for consecutive parts of
+    the trace, `missed` the share that missed each objective and `rejected` those that were never
+    finished; `served` is the share of the trace's output tokens that completed requests got.
+    `latencies` holds p50, p90 and p99 by metric, in seconds. `preempted` is the share that lost
+    its KV blocks at least once; `kv_full` and `batch_full` are shares of the busy time in which a
+    KV pool was full, or a decode batch as large as `max_num_seqs` allows. `state` is the verdict
+    of `splitwiser.sim.stats.steady`: "steady", "overload" or "short".
     """
 
     rate: float
@@ -95,7 +96,6 @@ class Trial:
         first = ceil(WARM_UP * len(result))
         late = {name: bad[first:] for name, bad in misses(result, experiment.objectives).items()}
         good = ~np.logical_or.reduce(list(late.values()))
-        parts = np.array_split(good, PARTS) if len(good) >= PARTS else [good]
         completed = result.completed[first:]
         wanted = experiment.trace.output_tokens[first:]
         given = result.output_tokens[first:][completed]
@@ -103,7 +103,7 @@ class Trial:
         return cls(
             rate=rate,
             attainment=float(good.mean()),
-            parts=tuple(float(part.mean()) for part in parts),
+            parts=tuple(float(part.mean()) for part in np.array_split(good, PARTS)),
             missed={name: float(bad.mean()) for name, bad in late.items()},
             rejected=float((~completed).mean()),
             served=float(given.sum() / wanted.sum()),
@@ -119,9 +119,7 @@ class Trial:
 
     @property
     def standard_error(self) -> float:
-        """Of the attainment, from its parts (batch means); 0 where there is one part only."""
-        if len(self.parts) < 2:
-            return 0.0
+        """Of the attainment, from its parts (batch means)."""
         return float(np.std(self.parts, ddof=1) / np.sqrt(len(self.parts)))
 
 
@@ -136,7 +134,8 @@ class Saturation:
     def of(cls, finished: NDArray[np.float64]) -> Saturation:
         """From the sorted completion times of requests that all arrive at 0.
 
-        The first and last tenth, in which the batch fills and empties, do not count. Without any the rate is 0.
+        The first and last tenth, in which the batch fills and empties, do not count. Without any
+        completion the rate is 0.
         """
         if not len(finished):
             return cls(0.0, 0.0)
@@ -147,7 +146,7 @@ class Saturation:
             return cls(len(finished) / float(finished[-1]), 0.0)
         counts = np.diff(edges)
         rate = float(counts.sum() / spans.sum())
-        # A ratio estimate: its residuals give the standard error (Cochran, Sampling Techniques, 6.3).
+        # A ratio estimate, with its standard error (Cochran, Sampling Techniques, 1977, sec. 6.3).
         spread = float(np.std(counts - rate * spans, ddof=1) / np.sqrt(len(spans)))
         return cls(rate, spread / float(spans.mean()))
 
