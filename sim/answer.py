@@ -79,7 +79,8 @@ class Row:
     and `cost` (dollars per million output tokens) are those of that rate in the long run. `limit`
     says what breaks first beyond it; `saturation` is the rate of completions while requests are
     always waiting. `basis` names the requests that the number rests on, and `estimated` says that
-    it was carried over from a part of the trace to the whole.
+    it was carried over from a part of the trace to the whole. `replications` are the rates found on
+    resampled traces, where there were any; the confidence limits then rest on them.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Row:
     basis: str
     estimated: bool
     simulations: int
+    replications: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from splitwiser.sim.build import memory_plan
 from splitwiser.sim.candidates import candidates
 from splitwiser.sim.deployment import Deployment
 from splitwiser.sim.parallel import Progress, Question, Searches, Task
+from splitwiser.sim.replications import REPLICATIONS, limits, resampled
 from splitwiser.sim.search import TOLERANCE, Capacity, check_scalable
 from splitwiser.traces.trace import Trace
 
@@ -48,6 +49,9 @@ def plan(
     deployment on a window in its middle; then the whole trace for the best two, those within 5 %
     of them (6 in all), and any other that still looks better. The rates of the rest are carried
     over to the whole trace by the ratio that the leaders show.
+
+    The winner's confidence limits come from replications (`splitwiser.sim.replications`), those of the
+    others from batch means of their one trace (`capacity`).
 
     *jobs*, *backend* and *progress* are those of `splitwiser.sim.parallel.Searches`; the plan does
     not depend on them. Ctrl-C ends the search, and the plan holds what was found.
@@ -84,8 +88,11 @@ def plan(
             rows.append(_row(asked[index], memories[index], trace, trace, gpu, whole, 1.0))
         elif whole is None:
             rows.append(_row(asked[index], memories[index], trace, part, gpu, capacity, ratio))
+    rows.sort(key=lambda row: (-row.rate, row.estimated))
+    if rows and not rows[0].estimated:
+        rows[0] = _replicated(searches, rows[0], trace, confidence)
     return Plan(
-        rows=tuple(sorted(rows, key=lambda row: (-row.rate, row.estimated))),
+        rows=tuple(rows),
         skipped=tuple(skipped[index] for index in sorted(skipped)),
         goodput=dict(goodput),
         target=target,
@@ -169,6 +176,19 @@ def _finals(
     while not searches.interrupted and (better := challengers(0.0)):
         search(better)
     return final
+
+
+def _replicated(searches: Searches, row: Row, trace: Trace, confidence: float) -> Row:
+    """The row with confidence limits from replications of its search."""
+    tasks = [
+        Task(number, row.deployment, resampled(trace, number), row.rate, COARSE)
+        for number in range(REPLICATIONS)
+    ]
+    rates = tuple(found.rate for found in _capacities(searches.run(tasks)).values())
+    if len(rates) < REPLICATIONS:  # interrupted, or some resampled trace cannot be served
+        return row
+    low, high = limits(row.rate, rates, confidence)
+    return replace(row, low=low, high=high, replications=rates)
 
 
 def _capacities(found: Mapping[int, Capacity | str]) -> dict[int, Capacity]:
