@@ -130,7 +130,7 @@ class Simulation:
         copy = profile.value("pcie_efficiency") * gpu.pcie
         self._block_copy = 2 * memory.block_bytes / gpu.bandwidth  # read here, written there
         self.source = Source(
-            (trace.arrival + self._frontend).tolist(), trace.max_concurrency, self._refuse
+            self.env, (trace.arrival + self._frontend).tolist(), trace.max_concurrency
         )
         self.world = World(
             env=self.env,
@@ -150,8 +150,7 @@ class Simulation:
         else:
             self._build_split()
         self.source.never = self._never(llm.max_context)
-        for queue in self.source.queues:
-            queue.settle()
+        self.source.begin()
         for worker, ready in zip(self.workers, self._ready(), strict=True):
             life = worker.run()
             self.env.process(_after(self.env, ready, life) if ready else life)
@@ -159,6 +158,12 @@ class Simulation:
     def run(self, until: float | None = None) -> None:
         """Run to the end of the traffic, or to the time `until`."""
         self.env.run(until)
+        self.world.device.write_open_stretches()
+        for worker in self.workers:
+            worker.write_open_stays()
+        for request in self.source.never:
+            if until is None or self.source.arrival[request] < until:
+                self.log.outcome[request] = Log.REJECTED
 
     # Parts ------------------------------------------------------------------------------------
 
@@ -288,14 +293,12 @@ class Simulation:
         )
         return frozenset(np.flatnonzero((prompts >= max_context) | (prompts > most)).tolist())
 
-    def _refuse(self, request: int, now: float) -> None:
-        self.log.outcome[request] = Log.REJECTED
-        self.source.complete(now)
-
     @property
     def issued(self) -> NDArray[np.float64]:
-        """When each request arrived (with a concurrency limit: when it was issued)."""
-        return np.asarray(self.source.arrival) - self._frontend
+        """When each request arrived (with a concurrency limit: when it was issued; infinity if it never was)."""
+        issued = np.asarray(self.source.arrival) - self._frontend
+        issued[self.source.bound :] = np.inf
+        return issued
 
 
 def _after(env: Environment, seconds: float, life: Steps) -> Steps:

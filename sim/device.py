@@ -86,6 +86,10 @@ class Device(Protocol):
         """End a task's run, if it has one, at its first step boundary at or after `time`."""
         ...
 
+    def write_open_stretches(self) -> None:
+        """The simulation stops here: write down what runs, up to now."""
+        ...
+
 
 class ExclusiveDevice:
     """A GPU with one process: work is done at rate 1, and the end of a run is known when it starts."""
@@ -123,6 +127,9 @@ class ExclusiveDevice:
             )
         )
         return Timeout(self._env, seconds, end)
+
+    def write_open_stretches(self) -> None:
+        """Nothing: each was written when it began, with its end."""
 
     def break_at(self, task: Task, time: float) -> None:
         """Nothing: whoever could ask is the one process itself, between two runs."""
@@ -261,6 +268,10 @@ class SharedDevice:
         self._active.remove(task)
         self._changed = True
         task.running = False
+
+    def write_open_stretches(self) -> None:
+        for task in self._active:
+            self._write_stretch(task, self._env.now, steps=-1)
 
     def _write_stretch(self, task: Task, now: float, steps: int) -> None:
         self._write(

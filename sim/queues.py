@@ -76,10 +76,10 @@ class Queue:
         """Move what has arrived by `now` into the waiting line; refuse what can never be served."""
         never = self._source.never
         while self.next_at <= now:
-            request, at = self._requests[self._cursor], self.next_at
+            request = self._requests[self._cursor]
             self._cursor += 1
             if never and request in never:
-                self._source.refuse(request, at)
+                self._source.refuse(request)
             else:
                 self.waiting.append(request)
             self.settle()
@@ -113,8 +113,9 @@ class Queue:
             self._wake.callbacks.append(self._woken)
         return self._wake
 
-    def _woken(self, _: Event) -> None:
-        self._wake = None
+    def _woken(self, event: Event) -> None:
+        if self._wake is event:  # else somebody waits anew already
+            self._wake = None
 
     def head_changed(self) -> None:
         """Let the busy workers of a shared line look at its new head at their next step."""
@@ -144,24 +145,44 @@ class Source:
     requests are in flight; its latency counts from then.
     """
 
-    def __init__(
-        self,
-        arrival: list[float],
-        limit: int | None,
-        refuse: Callable[[int, float], None],
-    ) -> None:
+    def __init__(self, env: Environment, arrival: list[float], limit: int | None) -> None:
+        self.env = env
         self.arrival = arrival
         self.queues: list[Queue] = []
         self.queue_of: Callable[[int], int] = lambda request: 0
         self.never: frozenset[int] = frozenset()  # requests too long for the context or the pool
-        self.refuse = refuse
         self.bound = len(arrival) if limit is None else min(limit, len(arrival))
+        self._refusals: set[int] = set()  # to come: requests issued that can never be served
+
+    def begin(self) -> None:
+        """All is set up: settle what arrives first."""
+        if self.bound < len(self.arrival):
+            for request in self.never.intersection(range(self.bound)):
+                self._expect(request)
+        for queue in self.queues:
+            queue.settle()
 
     def complete(self, now: float) -> None:
         """A request left the system: one more may be issued."""
-        if self.bound == len(self.arrival):
-            return
-        issued = self.bound
-        self.bound += 1
-        self.arrival[issued] = max(self.arrival[issued], now)
-        self.queues[self.queue_of(issued)].announce()
+        while self.bound < len(self.arrival):
+            issued = self.bound
+            self.bound += 1
+            self.arrival[issued] = max(self.arrival[issued], now)
+            self.queues[self.queue_of(issued)].announce()
+            if issued not in self.never:
+                break
+            if self.arrival[issued] > now:
+                self._expect(issued)
+                break
+
+    def refuse(self, request: int) -> None:
+        """A request that can never be served has arrived, and leaves."""
+        if request in self._refusals:
+            self._refusals.remove(request)
+            self.complete(self.arrival[request])
+
+    def _expect(self, request: int) -> None:
+        """Refuse a request when it arrives, whether or not a worker looks at its line then."""
+        self._refusals.add(request)
+        timer = self.env.timeout(max(0.0, self.arrival[request] - self.env.now))
+        timer.callbacks.append(lambda _: self.refuse(request))

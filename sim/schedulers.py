@@ -232,13 +232,16 @@ class StaticWorker(Worker):
             self.world.finish(request, now)
         self._drop_ended_batch()
 
+    def has_ended(self, request: int) -> bool:
+        return all(request != live for _, live in self._ends)
+
     def remaining(self, member: Member) -> int:
         return next(step for step, request in self._ends if request == member[0]) - self.batch.step
 
     def preempt(self) -> int:
         last = next(reversed(self.batch.members))
         copied = 0
-        if any(request == last for _, request in self._ends):
+        if not self.has_ended(last):
             copied = super().preempt()
             self._ends = [entry for entry in self._ends if entry[1] != last]
             heapify(self._ends)

@@ -120,6 +120,8 @@ class Worker(ABC):
         """
         batch, pool, task = self.batch, self.pool, self.task
         self._plan(task)
+        if break_at <= now:
+            task.steps, break_at = 1, inf
         task.break_at = break_at
         if break_at < inf:
             self.device.clip(task, now)
@@ -148,6 +150,16 @@ class Worker(ABC):
             self._write_stay(pack_stay(request, self.index, joined, ends, last_token))
             self.pool.release(request, tokens + ends - joined)
             self.world.finish(request, now)
+
+    def write_open_stays(self) -> None:
+        """The simulation stops here: write down the stays that go on, without an end."""
+        for request, _, joined, _, last_token in self.batch.members.values():
+            if not self.has_ended(request):
+                self._write_stay(pack_stay(request, self.index, joined, inf, last_token))
+
+    def has_ended(self, request: int) -> bool:
+        """Whether a request in the batch has all its tokens already."""
+        return False
 
     def remaining(self, member: Member) -> int:
         """Tokens that a member has still to get."""
@@ -309,6 +321,8 @@ class Worker(ABC):
                 self.log.reused[request] += reused
             prompts.append((request, tokens, reused))
             new_tokens += tokens - reused
+        if prompts:
+            self.queue.head_changed()
         return prompts
 
     def start_prefill(self, prompts: Prompts, now: float) -> Event:
@@ -367,6 +381,10 @@ class Worker(ABC):
     def emit(self, request: int, tokens: int, now: float) -> None:
         """A prompt of `tokens` tokens is computed, and gives its request a token."""
         self.pool.publish(request)
+        generated = self.world.generated
+        if generated and request in generated:  # a stay without a step tells of this token
+            step = self.batch.step
+            self._write_stay(pack_stay(request, self.index, step, step, now))
         remaining = self.world.emit_first(request, now)
         if remaining:
             self.computed(request, tokens, remaining, now)
