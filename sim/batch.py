@@ -94,10 +94,18 @@ class DecodeBatch:
         if ends[0][0] > now:
             return ()
         ended = []
+        window, counts, block_size = self._window, self._new_block_at, self._block_size
         while ends and ends[0][0] <= now:
             member = self.members.pop(heappop(ends)[1])
-            self._forget(member)
             ended.append(member)
+            if window is not None:
+                self._forget(member)
+                continue
+            _, tokens, joined, _, _ = member
+            self.attended -= tokens + now - joined + 1
+            self.growing -= 1
+            self.size -= 1
+            counts[(joined - tokens) % block_size] -= 1
         return ended
 
     def remove(self, request: int) -> Member:

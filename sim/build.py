@@ -183,6 +183,7 @@ class Simulation:
             lines = [range(r, requests, count) for r in range(count)]
             self.source.queue_of = lambda request: request % count
         queues = [self._queue(line) for line in lines]
+        queues[0].is_shared = len(queues) < count
         for index, group in enumerate(groups):
             pool = self._pool(self._memory.blocks, hashed=group.scheduler != "static")
             queue = queues[index % len(queues)]

@@ -28,10 +28,6 @@ class BlockPool:
             reclaim()
         return count <= self.free
 
-    def take(self, count: int) -> None:
-        """Allocate `count` blocks; the caller has asked `available`."""
-        self.free -= count
-
     def give(self, count: int) -> None:
         """Return `count` blocks."""
         self.free += count
@@ -127,7 +123,7 @@ class PrefixPool(BlockPool):
             self._users[block] += 1
             self._idle.pop(block, None)
         self.free -= revived
-        self.take(new)
+        self.free -= new
         self._shared[request] = hits
         return len(hits) * self._block_tokens
 

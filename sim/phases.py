@@ -46,7 +46,7 @@ class DecodeWorker(Worker):
         return sequences + self._copying
 
     def run(self) -> Steps:
-        env, batch = self.env, self.batch
+        env, batch, pool = self.env, self.batch, self.pool
         now = env.now
         while True:
             if self.swapped and (yield from self.swap_in()):
@@ -57,7 +57,7 @@ class DecodeWorker(Worker):
                 self._idle = env.event()
                 now = yield self._idle
                 continue
-            if self.short_of_blocks():
+            if pool.free < batch.size:
                 yield from self.make_room()
                 now = env.now
             if batch.size:

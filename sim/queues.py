@@ -65,6 +65,7 @@ class Queue:
         self.waiting = waiting
         self.overtaking = not isinstance(waiting, deque)  # whether an arrival can become the head
         self.next_at = inf
+        self.is_shared = False  # whether several engines take from it
         self.on_arrival: list[Callable[[float], None]] = []
         self._source = source
         self._requests = requests
@@ -119,7 +120,7 @@ class Queue:
 
     def head_changed(self) -> None:
         """Let the busy workers of a shared line look at its new head at their next step."""
-        if len(self.on_arrival) > 1:
+        if self.is_shared:
             for listener in self.on_arrival:
                 listener(self.env.now)
 
@@ -152,6 +153,7 @@ class Source:
         self.queue_of: Callable[[int], int] = lambda request: 0
         self.never: frozenset[int] = frozenset()  # requests too long for the context or the pool
         self.bound = len(arrival) if limit is None else min(limit, len(arrival))
+        self.is_closed = self.bound < len(arrival)  # whether requests wait for completions
         self._refusals: set[int] = set()  # to come: requests issued that can never be served
 
     def begin(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator
 from heapq import heapify, heappop, heappush
-from math import inf
+from math import inf, isnan
 
 from simpy import Event
 
@@ -20,7 +20,7 @@ class ContinuousWorker(Worker):
     """Continuous batching, prefill first (vLLM v0): waiting prompts interrupt decoding at the next step."""
 
     def run(self) -> Steps:
-        env, queue, batch = self.env, self.queue, self.batch
+        env, queue, batch, pool = self.env, self.queue, self.batch, self.pool
         waiting = queue.waiting
         now = env.now
         while True:
@@ -39,7 +39,7 @@ class ContinuousWorker(Worker):
             if not batch.size:
                 now = yield queue.wait()
                 continue
-            if self.short_of_blocks():
+            if pool.free < batch.size:
                 yield from self.make_room()
                 now = env.now
             if batch.size:
@@ -78,11 +78,11 @@ class ChunkedWorker(Worker):
                 continue
             # Prompts that were begun go on even while sequences are swapped out: they hold memory.
             if self.partials or (queue.waiting and not self.swapped and batch.size < self.max_seqs):
-                if self.short_of_blocks():
+                if pool.free < batch.size:
                     yield from self.make_room()
                     now = env.now
                 step = batch.blocks_for(1)
-                pool.take(step)
+                pool.free -= step
                 chunks = self._chunks()
                 if chunks:
                     now = yield self._start_mixed(chunks, now)
@@ -92,7 +92,7 @@ class ChunkedWorker(Worker):
             if not batch.size:
                 now = yield queue.wait()
                 continue
-            if self.short_of_blocks():
+            if pool.free < batch.size:
                 yield from self.make_room()
                 now = env.now
             if batch.size:
@@ -134,7 +134,8 @@ class ChunkedWorker(Worker):
         new = complete = 0
         pairs = kv = 0.0
         for partial, size in chunks:
-            self.mark_scheduled(partial.request, now)
+            if isnan(self.log.scheduled[partial.request]):
+                self.log.scheduled[partial.request] = now
             new += size
             complete += partial.done + size == partial.tokens
             causal, read = prompt_pairs(size, partial.done, self.world.window)
@@ -151,7 +152,7 @@ class ChunkedWorker(Worker):
             partial.done += size
             if partial.done == partial.tokens:
                 self.partials.remove(partial)
-                self.emit(partial.request, partial.tokens, now)
+                self.end_prefill([(partial.request, partial.tokens, 0)], now)
 
 
 class StaticWorker(Worker):
@@ -164,14 +165,14 @@ class StaticWorker(Worker):
     swaps = False
 
     def run(self) -> Steps:
-        env, queue, batch = self.env, self.queue, self.batch
+        env, queue, batch, pool = self.env, self.queue, self.batch, self.pool
         self._ends: list[tuple[int, int]] = []  # (step, request) of the rows that still get tokens
         now = env.now
         while True:
             if queue.next_at <= now:
                 queue.pull(now)
             if batch.size:
-                if self.short_of_blocks():
+                if pool.free < batch.size:
                     yield from self.make_room()
                 if batch.size:
                     now = yield self.start_decode(now, inf)
@@ -198,7 +199,8 @@ class StaticWorker(Worker):
         causal, read = prompt_pairs(longest, 0, world.window)
         cost = self.cost.step(rows * longest, rows, rows * causal, rows * read, 0)
         for request in requests:
-            self.mark_scheduled(request, now)
+            if isnan(self.log.scheduled[request]):
+                self.log.scheduled[request] = now
         self.task.batch = self.task.joined = 0
         now = yield self.start_step(cost, 0, rows * longest, now)
         to_come = [world.emit_first(request, now) for request in requests]

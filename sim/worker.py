@@ -116,7 +116,7 @@ class Worker(ABC):
     def start_decode(self, now: float, break_at: float) -> Event:
         """Decode until the batch changes, or to the first step boundary at or after `break_at`.
 
-        The pool must have the blocks of the next step, see `short_of_blocks`.
+        The pool must have the blocks of the next step, see `make_room`.
         """
         batch, pool, task = self.batch, self.pool, self.task
         self._plan(task)
@@ -129,7 +129,7 @@ class Worker(ABC):
         if reserved > pool.free:
             task.steps = batch.steps_with(pool.free, task.steps)
             reserved = batch.blocks_for(task.steps)
-        pool.take(reserved)
+        pool.free -= reserved
         self.reserved = reserved
         self._planned = task.steps
         task.blocks = pool.total - pool.free
@@ -146,10 +146,11 @@ class Worker(ABC):
     def advance(self, steps: int, now: float) -> None:
         """The batch has made `steps` steps: its ended members leave."""
         self.last_step = now
+        world = self.world
         for request, tokens, joined, ends, last_token in self.batch.advance(steps):
             self._write_stay(pack_stay(request, self.index, joined, ends, last_token))
             self.pool.release(request, tokens + ends - joined)
-            self.world.finish(request, now)
+            world.finish(request, now)
 
     def write_open_stays(self) -> None:
         """The simulation stops here: write down the stays that go on, without an end."""
@@ -236,12 +237,11 @@ class Worker(ABC):
                 unused, self.reserved = self.reserved - needed, needed
                 self.pool.free += unused  # nobody waits for it: who looks for memory reclaims first
 
-    def short_of_blocks(self) -> bool:
-        """Whether the pool may lack the blocks of the next decode step."""
-        return self.pool.free < self.batch.size
-
     def make_room(self) -> Generator[Event, Any, None]:
-        """Preempt until the next step of the members that are left, if any, has its blocks."""
+        """Preempt until the next step of the members that are left, if any, has its blocks.
+
+        There is nothing to do while the pool has a free block for each member.
+        """
         batch = self.batch
         while batch.size and not self.pool.available(batch.blocks_for(1)):
             copied = self.preempt()
@@ -321,19 +321,19 @@ class Worker(ABC):
                 self.log.reused[request] += reused
             prompts.append((request, tokens, reused))
             new_tokens += tokens - reused
-        if prompts:
+        if prompts and self.queue.is_shared:
             self.queue.head_changed()
         return prompts
 
     def start_prefill(self, prompts: Prompts, now: float) -> Event:
         """Compute whole prompts in one step."""
+        scheduled = self.log.scheduled
         for request, _, _ in prompts:
-            self.mark_scheduled(request, now)
-        _, tokens, reused = prompts[0]
-        if len(prompts) > 1:
+            if scheduled[request] != scheduled[request]:  # still NaN: it is scheduled first now
+                scheduled[request] = now
+        request, tokens, reused = prompts[0]
+        if len(prompts) > 1 or reused:
             tokens, cost = self._cost_of(prompts)
-        elif reused:
-            tokens, cost = tokens - reused, self._cost_of(prompts)[1]
         else:
             known = self._prompt_costs.get(tokens)
             if known is None:
@@ -342,12 +342,6 @@ class Worker(ABC):
         task = self.task
         task.batch = task.joined = 0
         return self.start_step(cost, 0, tokens, now)
-
-    def mark_scheduled(self, request: int, now: float) -> None:
-        """Note when a request was scheduled first."""
-        scheduled = self.log.scheduled
-        if scheduled[request] != scheduled[request]:  # still NaN
-            scheduled[request] = now
 
     def _cost_of(self, prompts: Prompts) -> tuple[int, StepCost]:
         """The tokens that prompts have to be computed, and what that costs in one step."""
@@ -359,11 +353,6 @@ class Worker(ABC):
             pairs += causal
             kv += read
         return new_tokens, self.cost.step(new_tokens, len(prompts), pairs, kv, 0)
-
-    def end_prefill(self, prompts: Prompts, now: float) -> None:
-        """The prompts are computed; their sequences go where `computed` sends them."""
-        for request, tokens, _ in prompts:
-            self.emit(request, tokens, now)
 
     def start_step(self, cost: StepCost, attended: int, tokens: int, now: float) -> Event:
         """Begin one step that computes `tokens` prompt tokens; the task says already who decodes in it."""
@@ -378,19 +367,21 @@ class Worker(ABC):
             task.demand = cost.demand(attended)
         return self.device.start(task, now)
 
-    def emit(self, request: int, tokens: int, now: float) -> None:
-        """A prompt of `tokens` tokens is computed, and gives its request a token."""
-        self.pool.publish(request)
-        generated = self.world.generated
-        if generated and request in generated:  # a stay without a step tells of this token
-            step = self.batch.step
-            self._write_stay(pack_stay(request, self.index, step, step, now))
-        remaining = self.world.emit_first(request, now)
-        if remaining:
-            self.computed(request, tokens, remaining, now)
-        else:
-            self.pool.release(request, tokens)
-            self.world.finish(request, now)
+    def end_prefill(self, prompts: Prompts, now: float) -> None:
+        """The prompts are computed and give a token each; their sequences go where `computed` sends them."""
+        world, pool = self.world, self.pool
+        for request, tokens, _ in prompts:
+            pool.publish(request)
+            if world.generated and request in world.generated:
+                # A stay without a step tells of this token.
+                step = self.batch.step
+                self._write_stay(pack_stay(request, self.index, step, step, now))
+            remaining = world.emit_first(request, now)
+            if remaining:
+                self.computed(request, tokens, remaining, now)
+            else:
+                pool.release(request, tokens)
+                world.finish(request, now)
 
     def computed(self, request: int, tokens: int, remaining: int, now: float) -> None:
         """A prompt is computed: its sequence decodes here."""

@@ -48,7 +48,8 @@ class World:
     def finish(self, request: int, now: float) -> None:
         """A request got its last token."""
         self.log.finished[request] = now
-        self.source.complete(now)
+        if self.source.is_closed:
+            self.source.complete(now)
 
     def abort(self, request: int, now: float) -> None:
         """A request that the pool cannot hold even alone leaves unfinished."""

@@ -28,7 +28,7 @@ def test_blocks_are_whole() -> None:
 def test_a_lack_of_blocks_takes_back_reservations() -> None:
     """`available` asks who reserved ahead before it says no."""
     pool = BlockPool(10, 1)
-    pool.take(8)
+    pool.free -= 8
     pool.reclaim.append(lambda: setattr(pool, "free", pool.free + 5))
     assert pool.available(2)
     assert pool.free == 2
@@ -40,7 +40,7 @@ def test_who_waits_for_memory_is_told() -> None:
     """Giving blocks back calls the listeners."""
     pool, calls = BlockPool(4, 1), []
     pool.on_free.append(lambda: calls.append(pool.free))
-    pool.take(3)
+    pool.free -= 3
     pool.give(2)
     assert calls == [3]
 
@@ -68,7 +68,7 @@ def test_idle_blocks_are_lent_until_their_room_is_needed() -> None:
         pool.publish(request)
         pool.release(request, 9)
     assert pool.free == 8
-    pool.take(5)  # leaves room for one hashed block: that of request 1
+    pool.free -= 5  # leaves room for one hashed block: that of request 1
     assert pool.fits(3, 9)
     assert pool.admit(3, 9) == 8
     pool.release(3, 9)
