@@ -63,7 +63,7 @@ class StepCost(NamedTuple):
         """Return the wall time of the step, overhead included."""
         gpu, gpu_per_token, host, overhead, _, _, _, _, _, _, _, _ = self
         gpu += gpu_per_token * attended
-        return (gpu if gpu > host else host) + overhead
+        return max(host, gpu) + overhead
 
     def demand(self, attended: float) -> Demand:
         """Return what the step asks of the GPU."""
@@ -86,7 +86,7 @@ class StepCost(NamedTuple):
         flops += flops_per_token * attended
         moved += moved_per_token * attended
         return Demand(
-            (gpu if gpu > host else host) + overhead,
+            max(host, gpu) + overhead,
             gpu,
             flops,
             moved,

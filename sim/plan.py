@@ -24,6 +24,7 @@ WINDOW = 3000  # requests of the part of a long trace on which all deployments a
 WHOLE = 1.5  # windows: a trace no longer than this is searched whole
 COARSE = 0.02  # tolerance of the rate there
 CLOSE = 0.05  # of the best rate: what comes so near on the window may win on the whole trace
+LONG_ENOUGH = 10  # p90 end-to-end latencies that a trace should last
 FIRST, MOST = 2, 6  # deployments that are searched on the whole trace
 
 
@@ -91,6 +92,7 @@ def plan(
     rows.sort(key=lambda row: (-row.rate, row.estimated))
     if rows and not rows[0].estimated:
         rows[0] = _replicated(searches, rows[0], trace, confidence)
+        notes = (*notes, *_too_short(rows[0], trace))
     return Plan(
         rows=tuple(rows),
         skipped=tuple(skipped[index] for index in sorted(skipped)),
@@ -189,6 +191,17 @@ def _replicated(searches: Searches, row: Row, trace: Trace, confidence: float) -
         return row
     low, high = limits(row.rate, rates, confidence)
     return replace(row, low=low, high=high, replications=rates)
+
+
+def _too_short(row: Row, trace: Trace) -> tuple[str, ...]:
+    """What to say of a trace that ends before its queues have formed: it flatters."""
+    lasts, latency = len(trace) / row.rate, row.latencies["e2el"]["p90"]
+    if lasts >= LONG_ENOUGH * latency:
+        return ()
+    return (
+        f"{len(trace)} requests last {lasts:.3g} s at that rate, {lasts / latency:.2g} times the p90 of "
+        "e2el: too short for queues to form, so the rates are too high; give more requests",
+    )
 
 
 def _capacities(found: Mapping[int, Capacity | str]) -> dict[int, Capacity]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 
 from splitwiser.sim.result import Result
 
@@ -61,6 +62,7 @@ def simulate(
             "memory": memory.lines(),
             "num_gpu_blocks": [pool.total for pool in simulation.pools],
             "traffic": trace.name,
+            "request_rate": trace.rate if trace.rate < inf else "inf",
             "max_concurrency": trace.max_concurrency,
             "notes": notes,
         },

@@ -1,0 +1,5 @@
+"""`python -m splitwiser`."""
+
+from splitwiser.cli import main
+
+main()

@@ -1,0 +1,124 @@
+"""The README: its commands run as they stand, and print what it shows.
+
+`python tests/test_readme.py` writes the outputs anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from splitwiser.cli import run
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = "$ "
+
+
+@contextlib.contextmanager
+def reader_s_folder() -> Iterator[None]:
+    """An empty folder with the README's files, and lines of 100 columns."""
+    columns, home = os.environ.get("COLUMNS"), Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.environ["COLUMNS"] = "100"
+        try:
+            for text in blocks("toml"):
+                Path(text.split()[1]).write_text(text, encoding="utf-8")
+            yield
+        finally:
+            os.chdir(home)
+            os.environ.pop("COLUMNS")
+            if columns is not None:
+                os.environ["COLUMNS"] = columns
+
+
+def blocks(language: str, file: Path = README) -> list[str]:
+    return [text for kind, text in BLOCK.findall(file.read_text("utf-8")) if kind == language]
+
+
+def output_of(line: str) -> str:
+    """What a command line prints on stdout; `| head -N` and `| tail -N` are understood."""
+    command, _, cut = line.removeprefix(COMMAND).partition(" | ")
+    program, *argv = shlex.split(command)
+    assert program == "splitwiser"
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()) as err:
+        status = run(argv)
+    assert status == 0, err.getvalue()
+    lines = out.getvalue().splitlines()
+    if cut:
+        end, count = cut.split(" -")
+        lines = lines[: int(count)] if end == "head" else lines[-int(count) :]
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def fresh(block: str) -> str:
+    """A console block with its outputs made anew."""
+    commands = [line for line in block.splitlines() if line.startswith(COMMAND)]
+    return "".join(f"{line}\n{output_of(line)}" for line in commands)
+
+
+@pytest.mark.skipif(not README.is_file(), reason="the README is not here")
+def test_the_commands_print_what_is_shown() -> None:
+    """Each command of the README prints exactly what stands below it."""
+    with reader_s_folder():
+        for block in blocks("console"):
+            assert fresh(block) == block
+
+
+def test_the_first_commands_are_those_that_are_shown_and_tested() -> None:
+    """The plan of the first screen is the one whose output is checked; the test command names an extra that exists."""
+    first, second = re.findall(r"^```\n(.*?)\n```$", README.read_text("utf-8"), re.MULTILINE)[:2]
+    plan = first.removeprefix("pip install . && ")
+    assert f"$ {plan} | head" in README.read_text("utf-8")
+    assert second == "pip install -e '.[test]' && pytest"
+    assert "\ntest = [" in (ROOT / "pyproject.toml").read_text("utf-8")
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/practice.md"])
+def test_the_python_examples_run(file: str) -> None:
+    """Each Python example runs, and its assertions hold."""
+    examples = blocks("python", ROOT / file)
+    assert examples
+    for text in examples:
+        exec(compile(text, file, "exec"), {})  # noqa: S102 - they are the project's own
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "docs/model.md"])
+def test_the_paths_that_are_named_exist(file: str) -> None:
+    """Every path of the repository in backticks, and every link, leads somewhere."""
+    text = (ROOT / file).read_text("utf-8")
+    named = re.findall(
+        r"`((?:models|sim|traces|validate|src|tests|benchmarks|docs)/[\w./]*)`", text
+    )
+    named += re.findall(r"\]\((?!http)([^)]+)\)", text)
+    assert named
+    for path in named:
+        assert (ROOT / path).exists() or path.endswith("NAME.json"), path
+
+
+def write() -> None:
+    """Put fresh outputs into the README."""
+    with reader_s_folder():
+
+        def replace(match: re.Match[str]) -> str:
+            if match[1] != "console":
+                return match[0]
+            return f"```console\n{fresh(match[2])}```"
+
+        text = BLOCK.sub(replace, README.read_text("utf-8"))
+    README.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
