@@ -198,10 +198,11 @@ def _too_short(row: Row, trace: Trace) -> tuple[str, ...]:
     lasts, latency = len(trace) / row.rate, row.latencies["e2el"]["p90"]
     if lasts >= LONG_ENOUGH * latency:
         return ()
-    return (
+    note = (
         f"{len(trace)} requests last {lasts:.3g} s at that rate, {lasts / latency:.2g} times the p90 of "
-        "e2el: too short for queues to form, so the rates are too high; give more requests",
+        "e2el: too short for queues to form, so the rates are too high; give more requests"
     )
+    return (note,)
 
 
 def _capacities(found: Mapping[int, Capacity | str]) -> dict[int, Capacity]:

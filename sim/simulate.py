@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
 
-from splitwiser.sim.result import Result
-
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile, profile_for
 from splitwiser.sim.build import Physics, Simulation, memory_plan
 from splitwiser.sim.deployment import Deployment
+from splitwiser.sim.result import Result
 from splitwiser.traces.trace import Trace
 
 
