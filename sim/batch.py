@@ -31,7 +31,8 @@ class DecodeBatch:
         self._window = window
         self._block_size = block_size
         self._new_block_at = [0] * block_size  # members by (step of a new block) mod block size
-        self._ends: list[tuple[int, int]] = []
+        self._ends: list[tuple[int, int]] = []  # (step, request), the top one a member's
+        self._removed = 0  # entries there of members that were removed
         self._full_windows: list[tuple[int, int]] = []
 
     def add(self, request: int, tokens: int, remaining: int, last_token: float) -> None:
@@ -96,7 +97,11 @@ class DecodeBatch:
         ended = []
         window, counts, block_size = self._window, self._new_block_at, self._block_size
         while ends and ends[0][0] <= now:
-            member = self.members.pop(heappop(ends)[1])
+            end, request = heappop(ends)
+            if self._removed and self._is_removed(end, request):
+                self._removed -= 1
+                continue
+            member = self.members.pop(request)
             ended.append(member)
             if window is not None:
                 self._forget(member)
@@ -106,6 +111,8 @@ class DecodeBatch:
             self.growing -= 1
             self.size -= 1
             counts[(joined - tokens) % block_size] -= 1
+        if self._removed:
+            self._expose()
         return ended
 
     def remove(self, request: int) -> Member:
@@ -113,13 +120,26 @@ class DecodeBatch:
         member = self.members.pop(request)
         if member[2] == self.step:
             self.newly_joined -= 1
-        self._ends = [entry for entry in self._ends if entry[1] != request]
-        heapify(self._ends)
+        # Its entry stays in the heap: to find it would cost as much as the batch is large.
+        self._removed += 1
+        self._expose()
         if self._full_windows:
             self._full_windows = [entry for entry in self._full_windows if entry[1] != request]
             heapify(self._full_windows)
         self._forget(member)
         return member
+
+    def _is_removed(self, end: int, request: int) -> bool:
+        """Whether an entry of `_ends` is that of a member that was removed."""
+        member = self.members.get(request)
+        return member is None or member[3] != end
+
+    def _expose(self) -> None:
+        """Bring a member's entry to the top of `_ends`."""
+        ends = self._ends
+        while ends and self._is_removed(*ends[0]):
+            heappop(ends)
+            self._removed -= 1
 
     def _forget(self, member: Member) -> None:
         """Take a member out of the sums, its window entry being gone."""
