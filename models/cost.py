@@ -62,8 +62,7 @@ class StepCost(NamedTuple):
     def seconds(self, attended: float) -> float:
         """Return the wall time of the step, overhead included."""
         gpu, gpu_per_token, host, overhead, _, _, _, _, _, _, _, _ = self
-        gpu += gpu_per_token * attended
-        return max(host, gpu) + overhead
+        return max(host, gpu + gpu_per_token * attended) + overhead
 
     def demand(self, attended: float) -> Demand:
         """Return what the step asks of the GPU."""
@@ -85,8 +84,11 @@ class StepCost(NamedTuple):
         gpu += gpu_per_token * attended
         flops += flops_per_token * attended
         moved += moved_per_token * attended
+        seconds = gpu + overhead
+        if gpu < host:
+            seconds = host + overhead
         return Demand(
-            max(host, gpu) + overhead,
+            seconds,
             gpu,
             flops,
             moved,

@@ -186,7 +186,7 @@ class SharedDevice:
         if time <= self._env.now:
             self._cut(task)
         if not self._settling:
-            self._settle_soon()
+            self._settle(None)  # the rates stay: only the order of the ends may change
 
     def _cut(self, task: Task) -> None:
         """The break is past: end the run at the first step boundary at or after it."""
@@ -204,7 +204,7 @@ class SharedDevice:
         settle.callbacks.append(self._settle)
         settle.succeed()
 
-    def _settle(self, _: Event) -> None:
+    def _settle(self, _: Event | None) -> None:
         """Give every task its rate, and wait for the first of them to end."""
         self._settling = False
         if self._next_end is not None:
@@ -226,7 +226,7 @@ class SharedDevice:
                 end = self._end_after_break(task)
             if end < soonest:
                 soonest, ending = end, task
-        delay = max(0.0, soonest - now)
+        delay = max(0.0, soonest - now)  # rounding may put it before now
         wake = Timeout(self._env, delay, now + delay)
         wake.callbacks.append(self._end)
         wake.callbacks.extend(ending.waiters)

@@ -22,7 +22,6 @@ from splitwiser.sim.world import World
 T = TypeVar("T")
 Steps = Generator[Event, Any, None]
 
-UNBOUNDED = 1 << 62
 WATERMARK = 0.01  # of the pool stays free when a prompt is admitted (vLLM's default)
 REREAD = 1.125  # a decode batch states its demand anew when its attended tokens grew by this factor
 
@@ -182,7 +181,7 @@ class Worker(ABC):
                 steps = min(steps, ceil((host - gpu) / growth))
             gpu, growth = host, 0.0
         if self._needs_demand:
-            steps = min(steps, self._state_demand(task, cost))
+            steps = self._state_demand(task, cost, steps)
         task.first = gpu + overhead
         task.growth = growth
         task.batch = size
@@ -195,8 +194,8 @@ class Worker(ABC):
         cost = self.cost.decode(size)
         return cost.gpu, cost.gpu_per_token, cost.host, cost.overhead, cost
 
-    def _state_demand(self, task: Task, cost: StepCost) -> int:
-        """Say what the batch asks of the GPU, and for how many steps that holds.
+    def _state_demand(self, task: Task, cost: StepCost, steps: int) -> int:
+        """Say what the batch asks of the GPU, and for how many of the `steps` that holds.
 
         It is that of the first step after a change of members, until the contexts have grown by an eighth.
         """
@@ -210,9 +209,10 @@ class Worker(ABC):
             self._stated_size = batch.size
             self._stated_until = REREAD * batch.attended
         task.demand = self._stated
-        if not batch.growing:
-            return UNBOUNDED
-        return max(1, ceil((self._stated_until - batch.attended) / batch.growing))
+        room = self._stated_until - batch.attended
+        if steps * batch.growing > room:
+            return ceil(room / batch.growing) or 1
+        return steps
 
     def next_decision(self) -> float:
         """When the next arrival may change the batch; never, where it could not be admitted anyway."""
