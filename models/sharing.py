@@ -16,6 +16,7 @@ use. `time_slice` divides the device's time instead.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import sqrt
 
@@ -26,7 +27,7 @@ from splitwiser.models.profile import Profile
 REGIMES = ("exclusive", "time_slice", "mps", "streams", "green_contexts")
 
 
-class Sharing:
+class Sharing(ABC):
     """A sharing regime with its parameters; `rates` is a pure function of the running demands."""
 
     regime = ""
@@ -37,8 +38,9 @@ class Sharing:
             return [1.0] * len(demands)
         return within_limits(demands, self._shared(demands))
 
+    @abstractmethod
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
-        raise NotImplementedError
+        """Return the rates of two tasks or more, before the physical limits."""
 
 
 class Exclusive(Sharing):

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from simpy import Environment
 
-from splitwiser.models.cost import CostModel
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.llm import Llm
-from splitwiser.models.memory import MemoryPlan, plan_memory
+from splitwiser.models.memory import MemoryPlan
 from splitwiser.models.profile import Profile
-from splitwiser.models.sharing import sharing_for
+from splitwiser.sim.decoding import WATERMARK
 from splitwiser.sim.deployment import Deployment, Workers
-from splitwiser.sim.device import Device, ExclusiveDevice, Rates, SharedDevice
+from splitwiser.sim.device import Device, ExclusiveDevice, SharedDevice
 from splitwiser.sim.kv import BlockPool, PrefixPool
 from splitwiser.sim.log import Log
 from splitwiser.sim.phases import DecodeWorker, PrefillWorker
+from splitwiser.sim.physics import Physics
 from splitwiser.sim.queues import Queue, Source, waiting_line
 from splitwiser.sim.schedulers import ChunkedWorker, ContinuousWorker, StaticWorker
-from splitwiser.sim.worker import WATERMARK, Costs, Steps, Worker
+from splitwiser.sim.worker import Steps, Worker
 from splitwiser.sim.world import World
 from splitwiser.traces.trace import Trace
 
@@ -36,64 +35,8 @@ ENGINES: dict[str, type[Worker]] = {
     "continuous": ContinuousWorker,
     "chunked": ChunkedWorker,
 }
-ONE_PROCESS = (
-    "streams",
-    "green_contexts",
-)  # regimes in which the workers are threads of one process
-
-
-@dataclass(frozen=True, slots=True)
-class Physics:
-    """The laws of a simulated GPU: what steps cost for each group of workers, and how tasks share it."""
-
-    costs: Callable[[Workers], Costs]
-    sharing: Rates
-
-    @classmethod
-    def of(cls, deployment: Deployment, llm: Llm, gpu: Gpu, profile: Profile) -> Physics:
-        """The laws that a profile states."""
-
-        def costs(group: Workers) -> Costs:
-            return CostModel(
-                llm,
-                gpu,
-                profile,
-                sm_share=1.0 if group.sm_percent is None else group.sm_percent / 100,
-                eager=deployment.enforce_eager,
-                whole_device_grids=deployment.sharing == "green_contexts",
-            )
-
-        return cls(costs, sharing_for(deployment.sharing, profile))
-
-
-def memory_plan(deployment: Deployment, llm: Llm, gpu: Gpu, profile: Profile) -> MemoryPlan:
-    """What the deployment puts into the GPU's memory; `blocks` is the size of one of its `pools`.
-
-    Raises `DoesNotFit` with the sum written out.
-    """
-    groups = list(deployment.each())
-    tokens = [max(1, group.max_num_batched_tokens) for group in groups]
-    tokens = [
-        group.max_num_seqs if group.phase == "decode" else size
-        for group, size in zip(groups, tokens, strict=True)
-    ]
-    seqs = [group.max_num_seqs for group in groups]
-    if deployment.sharing in ONE_PROCESS:
-        tokens, seqs = [sum(tokens)], [sum(seqs)]
-    own_pools = any(group.phase == "both" for group in groups)
-    return plan_memory(
-        llm,
-        gpu,
-        profile,
-        processes=len(tokens),
-        weight_copies=1 if deployment.weights == "shared" else len(tokens),
-        prefill_tokens=tokens,
-        max_num_seqs=seqs,
-        utilisation=deployment.gpu_memory_utilization,
-        block_size=deployment.block_size,
-        num_gpu_blocks=deployment.num_gpu_blocks,
-        pools=len(groups) if own_pools else 1,
-    )
+Progress = Callable[[float], bool]
+PARTS = 100  # reports of progress
 
 
 class Simulation:
@@ -155,15 +98,36 @@ class Simulation:
             life = worker.run()
             self.env.process(_after(self.env, ready, life) if ready else life)
 
-    def run(self, until: float | None = None) -> None:
-        """Run to the end of the traffic, or to the time `until`."""
-        self.env.run(until)
+    def run(self, until: float | None = None, progress: Progress | None = None) -> float | None:
+        """Run to the end of the traffic or to `until`, and return when it was stopped, if it was.
+
+        `progress` is called with the share of the requests that have arrived, and stops the simulation
+        by returning False.
+        """
+        if progress is not None:
+            until = self._run_in_parts(until, progress)
+        else:
+            self.env.run(until)
         self.world.device.write_open_stretches()
         for worker in self.workers:
             worker.write_open_stays()
         for request in self.source.never:
             if until is None or self.source.arrival[request] < until:
                 self.log.outcome[request] = Log.REJECTED
+
+        return until
+
+    def _run_in_parts(self, until: float | None, progress: Progress) -> float | None:
+        arrival = self._trace.arrival
+        end = inf if until is None else until
+        for part in range(1, PARTS + 1):
+            time = float(arrival[(len(arrival) * part - 1) // PARTS])
+            if self.env.now < time < end:
+                self.env.run(time)
+            if not progress(part / PARTS):
+                return self.env.now
+        self.env.run(until)
+        return until
 
     # Parts ------------------------------------------------------------------------------------
 

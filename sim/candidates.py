@@ -14,6 +14,7 @@ MAX_NUM_SEQS = (128, 256, 512)
 TOKEN_BUDGETS = (512, 1024, 2048, 4096, 8192)
 # Prefill's percentage of the SMs, and decode's: apart, and overlapping.
 SM_PERCENT = ((50, 50), (60, 40), (75, 25), (80, 20), (90, 10), (100, 50), (100, 25))
+PROCESSES = ((2, 1), (1, 2))  # prefill's and decode's, without limits
 GREEN_SHARES = (0.6, 0.75)  # prefill's
 GREEN_SMS = 8  # SMs of a partition come in multiples of this (CUDA driver API, compute 9.0)
 SMALL_MODEL = 3e9  # parameters: below, a step leaves SMs idle, and four engines may gain
@@ -42,6 +43,7 @@ def _all(llm: Llm, gpu: Gpu) -> Iterator[Deployment]:
     engines = (2, 4) if llm.parameters < SMALL_MODEL else (2,)
     if gpu.name != "cpu":
         yield _split("mps")
+        yield from (_split("mps", processes=processes) for processes in PROCESSES)
         for prefill, decode in SM_PERCENT:
             yield _split("mps", prefill, decode)
         for share in GREEN_SHARES:
@@ -57,10 +59,15 @@ def _all(llm: Llm, gpu: Gpu) -> Iterator[Deployment]:
     yield from (_replicas(count, "time_slice") for count in engines)
 
 
-def _split(sharing: str, prefill: float | None = None, decode: float | None = None) -> Deployment:
+def _split(
+    sharing: str,
+    prefill: float | None = None,
+    decode: float | None = None,
+    processes: tuple[int, int] = (1, 1),
+) -> Deployment:
     workers = (
-        Workers(phase="prefill", sm_percent=prefill),
-        Workers(phase="decode", sm_percent=decode),
+        Workers(phase="prefill", processes=processes[0], sm_percent=prefill),
+        Workers(phase="decode", processes=processes[1], sm_percent=decode),
     )
     return Deployment("split", workers, sharing=sharing)
 
@@ -75,7 +82,8 @@ def _name(deployment: Deployment) -> str:
     if deployment.name == "split":
         parts = [group.sm_percent for group in deployment.workers]
         limits = "" if None in parts else " " + "/".join(f"{part:.0f}" for part in parts)
-        return f"split {sharing}{limits}"
+        counts = "+".join(str(group.processes) for group in deployment.workers)
+        return f"split {sharing}{limits}" + (f" {counts}" if counts != "1+1" else "")
     if deployment.name == "replicas":
         return f"replicas {first.processes} {sharing}"
     if deployment.name == "chunked":

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from simpy import Event
 
+from splitwiser.sim.decoding import WATERMARK
 from splitwiser.sim.kv import BlockPool
-from splitwiser.sim.worker import WATERMARK, Steps, Worker
+from splitwiser.sim.worker import Steps, Worker
 
 
 class Handover(NamedTuple):

@@ -12,10 +12,10 @@ from splitwiser.models.llm import Llm
 from splitwiser.models.memory import DoesNotFit, MemoryPlan
 from splitwiser.models.profile import Profile, profile_for
 from splitwiser.sim.answer import Limit, Plan, Row, Skipped
-from splitwiser.sim.build import memory_plan
 from splitwiser.sim.candidates import candidates
 from splitwiser.sim.deployment import Deployment
 from splitwiser.sim.parallel import Progress, Question, Searches, Task
+from splitwiser.sim.physics import memory_plan
 from splitwiser.sim.replications import REPLICATIONS, limits, resampled
 from splitwiser.sim.search import TOLERANCE, Capacity, check_scalable
 from splitwiser.traces.trace import Trace

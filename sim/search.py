@@ -15,8 +15,8 @@ from math import exp, inf, log, sqrt
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile, profile_for
-from splitwiser.sim.build import Physics
 from splitwiser.sim.deployment import Deployment
+from splitwiser.sim.physics import Physics
 from splitwiser.sim.trial import PARTS, Experiment, Saturation, Trial
 from splitwiser.traces.trace import Trace
 

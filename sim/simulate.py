@@ -10,8 +10,9 @@ from math import inf
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile, profile_for
-from splitwiser.sim.build import Physics, Simulation, memory_plan
+from splitwiser.sim.build import Progress, Simulation
 from splitwiser.sim.deployment import Deployment
+from splitwiser.sim.physics import Physics, memory_plan
 from splitwiser.sim.result import Result
 from splitwiser.traces.trace import Trace
 
@@ -25,11 +26,13 @@ def simulate(
     *,
     until: float | None = None,
     physics: Physics | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Serve `trace` with `deployment` on one simulated `gpu`, and return what became of every request.
 
     `profile` states the costs (None: the GPU's built-in one); `physics` replaces what follows from it. `until` ends
-    the simulation at a time in seconds; without it every request runs to its end. The same arguments give the
+    the simulation at a time in seconds; without it every request runs to its end. `progress` is called now and then with
+    the share of the requests that have arrived; where it returns False, the simulation ends there. The same arguments give the
     same result, bit for bit. Raises `DoesNotFit` where the deployment does not fit the GPU's memory.
     """
     profile = profile if profile is not None else profile_for(gpu.name)
@@ -38,7 +41,7 @@ def simulate(
         physics = Physics.of(deployment, llm, gpu, profile)
     simulation = Simulation(trace, deployment, llm, memory, physics, profile, gpu)
     with _no_garbage_collection():
-        simulation.run(until)
+        until = simulation.run(until, progress)
     notes = list(trace.notes)
     if simulation.truncated:
         notes.append(

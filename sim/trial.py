@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile
-from splitwiser.sim.build import Physics
 from splitwiser.sim.deployment import Deployment
 from splitwiser.sim.log import STRETCH
 from splitwiser.sim.objectives import misses
+from splitwiser.sim.physics import Physics
 from splitwiser.sim.result import Result
 from splitwiser.sim.simulate import simulate
 from splitwiser.sim.stats import steady

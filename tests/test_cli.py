@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitwiser.cli import run
+from splitwiser.cli.progress import Progress
 from splitwiser.models.catalogue import catalogue
 from splitwiser.models.gpu import gpus
 from splitwiser.models.profile import PARAMETERS, profile_for
@@ -330,7 +332,7 @@ def test_plan_json_has_winner_rows_and_constants(cli: Cli) -> None:
 
 def test_progress_is_told_without_a_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where stderr is no terminal, a line now and then tells how far the plan is."""
-    monkeypatch.setattr("splitwiser.cli.plan.QUIET_S", 0.0)
+    monkeypatch.setattr("splitwiser.cli.progress.QUIET_S", 0.0)
     _, _, err = cli(*RANKED)
     assert "note: planning: 1 of 2 searches done" in err
 
@@ -580,3 +582,21 @@ def test_every_preset_is_named_in_the_help(cli: Cli) -> None:
     _, out, _ = cli("simulate", "--help")
     words = set(out.replace(",", " ").replace("(", " ").replace(")", " ").split())
     assert set(PRESETS) <= words
+
+
+def test_an_interrupted_simulation_keeps_what_it_has(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ctrl-C half way prints the result of the first half, and the status is 130."""
+
+    def half_way(self: Progress, done: int, known: int, name: str = "") -> None:
+        if done == known // 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "__call__", half_way)
+    status, out, err = cli(*SIMULATE, "--json")
+    found = json.loads(out)
+    assert status == 130
+    assert "interrupted" in err
+    assert 20 <= found["completed"] <= 30
+    assert found["completed"] + found["running"] + found["waiting"] == 30

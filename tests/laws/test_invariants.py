@@ -21,13 +21,14 @@ from splitwiser.models.cost import CostModel, StepCost
 from splitwiser.models.profile import profile_for
 from splitwiser.models.sharing import sharing_for
 from splitwiser.sim import build
-from splitwiser.sim.build import Physics, Simulation, memory_plan
+from splitwiser.sim.build import Simulation
+from splitwiser.sim.decoding import Costs
 from splitwiser.sim.deployment import PRESETS, Workers
 from splitwiser.sim.device import SharedDevice
 from splitwiser.sim.log import STRETCH
+from splitwiser.sim.physics import Physics, memory_plan
 from splitwiser.sim.result import OUTCOMES, Result
 from splitwiser.sim.simulate import simulate
-from splitwiser.sim.worker import Costs
 
 FEW = settings(derandomize=True, deadline=None, max_examples=15)
 SEEDS = st.integers(0, 1_000_000)

@@ -13,8 +13,8 @@ from splitwiser.models.cost import Demand, StepCost
 from splitwiser.models.gpu import Gpu, gpu
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile, profile_for
-from splitwiser.sim.build import Physics
 from splitwiser.sim.deployment import PRESETS, Deployment, Workers
+from splitwiser.sim.physics import Physics
 from splitwiser.sim.result import Result
 from splitwiser.sim.simulate import simulate
 from splitwiser.traces.trace import Trace

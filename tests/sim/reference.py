@@ -26,8 +26,8 @@ from splitwiser.models.gpu import Gpu
 from splitwiser.models.llm import Llm
 from splitwiser.models.memory import MemoryPlan
 from splitwiser.models.profile import Profile
-from splitwiser.sim.build import Physics
 from splitwiser.sim.deployment import Deployment
+from splitwiser.sim.physics import Physics
 from splitwiser.traces.trace import Trace
 
 ENGINES = {"static": Static, "continuous": Continuous, "chunked": Chunked}

@@ -19,8 +19,8 @@ from reference_world import (
 
 from splitwiser.models.cost import Demand, StepCost
 from splitwiser.models.work import prompt_pairs
+from splitwiser.sim.decoding import Costs
 from splitwiser.sim.deployment import Workers
-from splitwiser.sim.worker import Costs
 
 
 class Server:

@@ -10,7 +10,7 @@ from math import ceil, inf, nan
 from typing import NamedTuple
 
 from splitwiser.models.cost import Demand
-from splitwiser.sim.build import Physics
+from splitwiser.sim.physics import Physics
 
 
 class Step(NamedTuple):

@@ -19,11 +19,11 @@ from splitwiser.models.cost import CostModel, StepCost
 from splitwiser.models.gpu import Gpu, gpu
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile, profile_for
-from splitwiser.sim.build import Physics, memory_plan
+from splitwiser.sim.decoding import Costs
 from splitwiser.sim.deployment import PRESETS, Deployment, Workers
+from splitwiser.sim.physics import Physics, memory_plan
 from splitwiser.sim.result import OUTCOMES, Result
 from splitwiser.sim.simulate import simulate
-from splitwiser.sim.worker import Costs
 from splitwiser.traces.prefix import PrefixBlocks
 from splitwiser.traces.trace import Trace
 

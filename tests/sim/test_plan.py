@@ -14,9 +14,9 @@ from splitwiser.models.gpu import gpu
 from splitwiser.models.memory import DoesNotFit
 from splitwiser.models.profile import profile_for
 from splitwiser.sim.answer import Plan
-from splitwiser.sim.build import memory_plan
 from splitwiser.sim.candidates import candidates
 from splitwiser.sim.deployment import Workers, chunked, continuous, replicas, sequential, split
+from splitwiser.sim.physics import memory_plan
 from splitwiser.sim.plan import middle, plan
 from splitwiser.sim.simulate import simulate
 from splitwiser.traces.presets import preset

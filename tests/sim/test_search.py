@@ -14,8 +14,8 @@ from splitwiser.models.catalogue import llm
 from splitwiser.models.cost import StepCost
 from splitwiser.models.gpu import gpu
 from splitwiser.models.sharing import Exclusive
-from splitwiser.sim.build import Physics
 from splitwiser.sim.deployment import Deployment, Workers, continuous, sequential
+from splitwiser.sim.physics import Physics
 from splitwiser.sim.search import Unattainable, capacity, narrow
 from splitwiser.sim.simulate import simulate
 from splitwiser.sim.trial import Saturation

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
+from splitwiser.cli.progress import INTERRUPTED
+
 BAD_INPUT = 2
-INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 

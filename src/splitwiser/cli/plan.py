@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from splitwiser.cli.console import check_writable, note, print_json
 from splitwiser.cli.options import Engine, Flag, Several, Traffic, profile_option
+from splitwiser.cli.progress import INTERRUPTED, Progress
 
 if TYPE_CHECKING:
     from splitwiser.models.gpu import Gpu
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 app = App(name="plan")
 
 NO_DEPLOYMENT = 1  # exit status: the objectives are met at no rate
-INTERRUPTED = 130
-QUIET_S = 10.0  # seconds between two lines of progress, where there is no terminal
 
 
 @app.default
@@ -91,7 +88,7 @@ def plan(
     trace = _scalable(traffic)
     for text in trace.notes:
         note(text)
-    with _Progress() as progress:
+    with Progress("planning", "searches done") as progress:
         found = search(
             trace,
             shape,
@@ -145,42 +142,3 @@ def _scalable(traffic: Traffic) -> Trace:
 
 def _constants(profile: Profile) -> dict[str, object]:
     return {name: asdict(parameter) for name, parameter in profile.parameters.items()}
-
-
-class _Progress:
-    """Progress on stderr: a bar where that is a terminal, else a line every `QUIET_S`."""
-
-    def __enter__(self) -> Self:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("planning"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self._told = monotonic()
-        self._bar.start()
-        self._task = self._bar.add_task("", total=None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, done: int, known: int, name: str) -> None:
-        """Show that *done* of *known* searches are over, the last that of *name*."""
-        self._bar.update(self._task, completed=done, total=known, description=name)
-        if self._bar.disable and monotonic() - self._told >= QUIET_S:
-            self._told = monotonic()
-            note(f"planning: {done} of {known} searches done")

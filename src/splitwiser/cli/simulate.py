@@ -9,6 +9,7 @@ from cyclopts import App
 
 from splitwiser.cli.console import check_writable, note, print_json
 from splitwiser.cli.options import Engine, Flag, Several, Traffic, profile_option
+from splitwiser.cli.progress import INTERRUPTED, Progress, Stop
 
 if TYPE_CHECKING:
     from splitwiser.sim.result import Result
@@ -40,7 +41,7 @@ def simulate(
     save_result: Annotated[bool, Flag] = False,
     result_filename: Path | None = None,
     save_detailed: Annotated[bool, Flag] = False,
-) -> None:
+) -> int:
     """Serve traffic with one deployment and print vLLM's benchmark block.
 
     Parameters
@@ -87,8 +88,17 @@ def simulate(
         raise ValueError("--result-filename needs --save-result")
     if until is not None and not until > 0:
         raise ValueError(f"--until is {until:g}; accepted: seconds above 0")
-    result = serve(traffic.load(), chosen, shape, sheet, costs, until=until)
+    trace = traffic.load()
+    with Progress("simulating", "% of the requests arrived") as shown, Stop() as stop:
+
+        def progress(share: float) -> bool:
+            shown(round(100 * share), 100)
+            return not stop.asked
+
+        result = serve(trace, chosen, shape, sheet, costs, until=until, progress=progress)
     result = _with_traffic(result, traffic)
+    if stop.asked:
+        note("interrupted: what follows is the part that was simulated")
     for text in result.meta["notes"]:
         note(text)
     if json:
@@ -100,6 +110,7 @@ def simulate(
             stem, goodput=objectives, percentiles=percentiles, detailed=save_detailed
         )
         note("wrote " + ", ".join(map(str, paths)))
+    return INTERRUPTED if stop.asked else 0
 
 
 def _print(

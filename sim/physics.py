@@ -1,0 +1,72 @@
+"""The laws of one simulated GPU: what steps cost, how tasks share it, and what fits its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from splitwiser.models.cost import CostModel
+from splitwiser.models.gpu import Gpu
+from splitwiser.models.llm import Llm
+from splitwiser.models.memory import MemoryPlan, plan_memory
+from splitwiser.models.profile import Profile
+from splitwiser.models.sharing import sharing_for
+from splitwiser.sim.decoding import Costs
+from splitwiser.sim.deployment import Deployment, Workers
+from splitwiser.sim.device import Rates
+
+ONE_PROCESS = ("streams", "green_contexts")  # in which the workers are threads of one process
+
+
+@dataclass(frozen=True, slots=True)
+class Physics:
+    """The laws of a simulated GPU: what steps cost for each group of workers, and how tasks share it."""
+
+    costs: Callable[[Workers], Costs]
+    sharing: Rates
+
+    @classmethod
+    def of(cls, deployment: Deployment, llm: Llm, gpu: Gpu, profile: Profile) -> Physics:
+        """The laws that a profile states."""
+
+        def costs(group: Workers) -> Costs:
+            return CostModel(
+                llm,
+                gpu,
+                profile,
+                sm_share=1.0 if group.sm_percent is None else group.sm_percent / 100,
+                eager=deployment.enforce_eager,
+                whole_device_grids=deployment.sharing == "green_contexts",
+            )
+
+        return cls(costs, sharing_for(deployment.sharing, profile))
+
+
+def memory_plan(deployment: Deployment, llm: Llm, gpu: Gpu, profile: Profile) -> MemoryPlan:
+    """What the deployment puts into the GPU's memory; `blocks` is the size of one of its `pools`.
+
+    Raises `DoesNotFit` with the sum written out.
+    """
+    groups = list(deployment.each())
+    tokens = [max(1, group.max_num_batched_tokens) for group in groups]
+    tokens = [
+        group.max_num_seqs if group.phase == "decode" else size
+        for group, size in zip(groups, tokens, strict=True)
+    ]
+    seqs = [group.max_num_seqs for group in groups]
+    if deployment.sharing in ONE_PROCESS:
+        tokens, seqs = [sum(tokens)], [sum(seqs)]
+    own_pools = any(group.phase == "both" for group in groups)
+    return plan_memory(
+        llm,
+        gpu,
+        profile,
+        processes=len(tokens),
+        weight_copies=1 if deployment.weights == "shared" else len(tokens),
+        prefill_tokens=tokens,
+        max_num_seqs=seqs,
+        utilisation=deployment.gpu_memory_utilization,
+        block_size=deployment.block_size,
+        num_gpu_blocks=deployment.num_gpu_blocks,
+        pools=len(groups) if own_pools else 1,
+    )
