@@ -3,8 +3,8 @@
     python benchmarks/h200_fit.py [--data DIR] [--write] [--json]
 
 Reads `h200_llama3_8b_corun.csv` and `h200_hf_generate_multiprocess.csv` from DIR (default
-`../shared/data/measured` beside the repository). `--write` replaces `models/profiles/h200.json`, and in
-`models/profiles/datasheet.json` the sharing parameters that data sheets borrow from it.
+`../shared/data/measured` beside the repository). `--write` replaces `models/profiles/h200.json`,
+and in `models/profiles/datasheet.json` the sharing parameters that data sheets borrow from it.
 """
 
 from __future__ import annotations

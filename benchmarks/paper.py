@@ -2,9 +2,10 @@
 
     python benchmarks/paper.py [--data FILE] [--json]
 
-First come the parameters, and which numbers they were fitted to; then one table. `owed` marks the numbers for which the project
-promises a tolerance (Fig. 15 to the printed 0.01, Fig. 5 to 0.3 points, Figs 8 and 9 to 3 %, Fig. 10's two
-ratios to 5 %): ok or MISS. FILE is the table of the authors' logs of Llama-2-7B (default: beside the repository).
+First come the parameters, and which numbers they were fitted to; then one table. `owed` marks the
+numbers for which the project promises a tolerance (Fig. 15 to the printed 0.01, Fig. 5 to 0.3
+points, Figs 8 and 9 to 3 %, Fig. 10's two ratios to 5 %): ok or MISS. FILE is the table of the
+authors' logs of Llama-2-7B (default: beside the repository).
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ FITTED = "fitted"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A number of the paper and the simulator's; `within` is the tolerance owed, as a fraction, or in points for %."""
+    """A number of the paper and the simulator's; `within` is the tolerance owed, as a fraction, or
+    in points for %.
+    """
 
     figure: str
     case: str
@@ -123,7 +126,9 @@ def hugging_face(stacks: Stacks) -> Iterator[Row]:
 
 
 def steady_state(stacks: Stacks) -> Iterator[Row]:
-    """Figures 6 and 7, taken for the A100 and four processes; their runs are 15 % faster than Figure 8's."""
+    """Figures 6 and 7, taken for the A100 and four processes; their runs are 15 % faster than
+    Figure 8's.
+    """
     one = generate(stacks.generate_a100, 1, documents=16_000)
     four = generate(stacks.generate_a100, 4, documents=16_000)
     for name, run in (("sequential", one), ("split", four)):
@@ -203,7 +208,9 @@ def llama_logs(profile: Profile, file: Path) -> Iterator[Row]:
 
 
 def counters(profile: Profile) -> Iterator[Row]:
-    """Figures 2 to 4, against FLOP over peak and bytes over bandwidth: cousins of Nsight's counters, not the same."""
+    """Figures 2 to 4, against FLOP over peak and bytes over bandwidth: cousins of Nsight's
+    counters, not the same.
+    """
     prefill, decode = shares_of_peak(profile)
     simulated = (prefill.compute, prefill.memory, decode.compute, decode.memory)
     seconds = (prefill.seconds, prefill.seconds, decode.seconds, decode.seconds)

@@ -1,8 +1,8 @@
 """What the paper does not state and the simulator needs: six parameters of the profile.
 
-Hugging Face's three are fitted to a number each (two sequential totals, and two processes on the A100), vLLM's two and the
-A10's one to Figure 11, a line each. All other numbers of the paper judge them, and everything else is the GPUs'
-data-sheet profiles as they ship.
+Hugging Face's three are fitted to a number each (two sequential totals, and two processes on the
+A100), vLLM's two and the A10's one to Figure 11, a line each. All other numbers of the paper judge
+them, and everything else is the GPUs' data-sheet profiles as they ship.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Stated(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stacks:
-    """The profiles of the paper's software: Hugging Face on both GPUs, vLLM 0.3 with OPT-125m on the A10."""
+    """The profiles of the paper's software: Hugging Face on both GPUs, vLLM 0.3 with OPT-125m on
+    the A10.
+    """
 
     generate_a100: Profile
     generate_a10: Profile
@@ -67,7 +69,9 @@ class Stacks:
 
 
 def solve(excess: Callable[[float], float], lower: float, upper: float) -> float:
-    """Where `excess`, which rises or falls throughout, is 0; the nearer end where that is not in between."""
+    """Where `excess`, which rises or falls throughout, is 0; the nearer end where that is not in
+    between.
+    """
     from scipy.optimize import brentq
 
     at_lower, at_upper = excess(lower), excess(upper)
@@ -77,7 +81,9 @@ def solve(excess: Callable[[float], float], lower: float, upper: float) -> float
 
 
 def line_error(profile: Profile, column: int) -> float:
-    """The sum of squares, in seconds, by which a line of Figure 11 is missed (a plot is read to so many seconds)."""
+    """The sum of squares, in seconds, by which a line of Figure 11 is missed (a plot is read to so
+    many seconds).
+    """
     line = LINES[column]
     return sum(
         (engine_batch(profile, count, line.processes, line.sharing) - times[column]) ** 2
@@ -86,7 +92,9 @@ def line_error(profile: Profile, column: int) -> float:
 
 
 def fit_engine() -> Profile:
-    """vLLM 0.3 with OPT-125m on the A10: each line of Figure 11 settles a parameter, in their order."""
+    """vLLM 0.3 with OPT-125m on the A10: each line of Figure 11 settles a parameter, in their
+    order.
+    """
     from scipy.optimize import minimize_scalar
 
     profile = profile_for(A10)
@@ -102,10 +110,11 @@ def _trial_error(profile: Profile, column: int, log_value: float) -> float:
 
 
 def fit_generate(switch: float) -> tuple[Profile, Profile]:
-    """The Hugging Face stack on the A100 and the A10: the same three parameters on both, and the A10's `switch` (s).
+    """The Hugging Face stack on the A100 and the A10: the same three parameters on both, and the
+    A10's `switch` (s).
 
-    The A100's batch is mostly bound by the host and the A10's by the GPU, so that each settles its own parameter; three
-    rounds settle both.
+    The A100's batch is mostly bound by the host and the A10's by the GPU, so that each settles its
+    own parameter; three rounds settle both.
     """
     batches, tokenizing = DOCUMENTS / BATCH, DOCUMENTS * TOKENIZE_S
     on_a100 = (FIGURE_8[1][2] - tokenizing) / batches
@@ -130,13 +139,17 @@ def fit_generate(switch: float) -> tuple[Profile, Profile]:
 
 
 def fit() -> Stacks:
-    """Fit both stacks; the time to switch between contexts is the GPU's, so that vLLM's fit serves both on the A10."""
+    """Fit both stacks; the time to switch between contexts is the GPU's, so that vLLM's fit serves
+    both on the A10.
+    """
     engine = fit_engine()
     return Stacks(*fit_generate(engine.value("switch")), engine)
 
 
 def stated(stacks: Stacks) -> list[Stated]:
-    """Every parameter that is not the data-sheet profile's: the paper's first, then the fitted ones."""
+    """Every parameter that is not the data-sheet profile's: the paper's first, then the fitted
+    ones.
+    """
     hf, engine = stacks.generate_a100.value, stacks.engine.value
     both = "HF, both GPUs"
     return [

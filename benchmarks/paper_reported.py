@@ -1,13 +1,14 @@
-"""What the Splitwiser paper (arXiv 2505.03763) reports, as `benchmarks/paper.py` holds it against the simulator.
+"""What the Splitwiser paper (arXiv 2505.03763) reports, as `benchmarks/paper.py` holds it against
+the simulator.
 
-Seconds unless a name says otherwise. Numbers marked (figure) are read off a plot, good to 1-2 %; the others stand in
-the text, or follow from the paper's arithmetic.
+Seconds unless a name says otherwise. Numbers marked (figure) are read off a plot, good to 1-2 %;
+the others stand in the text, or follow from the paper's arithmetic.
 """
 
 from __future__ import annotations
 
-# Figure 8 (figure): Hugging Face on an A100, about 30,000 inputs; processes -> prompt, token, total.
-# One process is the sequential baseline: tokenise everything, then generate.
+# Figure 8 (figure): Hugging Face on an A100, about 30,000 inputs; processes -> prompt, token,
+# total. One process is the sequential baseline: tokenise everything, then generate.
 FIGURE_8 = {
     1: (14.3, 360.0, 375.0),
     2: (38.0, 292.5, 331.0),
@@ -20,12 +21,14 @@ SAVING_A100 = -17.6  # % of the total, 8 processes against sequential (text)
 FIGURE_9 = {"sequential": 682.0, "time_slice": 683.0, "mps": 557.0}
 SAVING_A10_MPS = -18.2  # %
 
-# Figure 6 (figure): 16,000 inputs, total; Figure 7 (figure): batches/s in the steady state, 4 processes.
+# Figure 6 (figure): 16,000 inputs, total; Figure 7 (figure): batches/s in the steady state, 4
+# processes.
 FIGURE_6 = {"sequential": 168.5, "split": 144.7}
 FIGURE_7 = {"sequential": 4.8, "split": 5.26}
 SPEED_UP_STEADY = 1.1  # text
 
-# Figure 10 (figure): vLLM, OPT-125m on an A10; requests -> total of one process, two, two under MPS.
+# Figure 10 (figure): vLLM, OPT-125m on an A10; requests -> total of one process, two, two under
+# MPS.
 FIGURE_10 = {
     20: (20.0, 24.0, 16.0),
     40: (32.0, 35.5, 36.5),
@@ -42,8 +45,8 @@ FIGURE_11 = {
     80: (52.0, 113.0, 67.0),
 }
 
-# Llama-2-7B on an A10, 1024 tokens in and out; requests -> Figure 5 (mean KV use of the prompt phase, %),
-# Figure 12 (TPOT, ms) and Figure 13 (mean end-to-end latency, s), all (figure).
+# Llama-2-7B on an A10, 1024 tokens in and out; requests -> Figure 5 (mean KV use of the prompt
+# phase, %), Figure 12 (TPOT, ms) and Figure 13 (mean end-to-end latency, s), all (figure).
 BATCHES = {
     1: (8.0, 31.4, 32.0),
     5: (23.5, 40.0, 41.0),
@@ -63,12 +66,13 @@ FIGURE_15 = {
     2048: (16.08, 16.63, 17.64, 19.61, 23.54),
 }
 
-# One request of Llama-2-7B on the A10 (the authors' logs, rounded): prompt tokens -> TTFT, and TPOT for the first
-# 1024 output tokens from its fit of 29.8 ms + 1.1 us a context token.
+# One request of Llama-2-7B on the A10 (the authors' logs, rounded): prompt tokens -> TTFT, and TPOT
+# for the first 1024 output tokens from its fit of 29.8 ms + 1.1 us a context token.
 TTFT = {128: 0.0425, 512: 0.117, 2048: 0.463}
 TPOT = {prompt: 29.8e-3 + 1.1e-6 * (prompt + 512) for prompt in TTFT}
 
-# Figures 2-4: share of the peak by Nsight Compute, %; prefill of 1024, and the middle of decode's range.
+# Figures 2-4: share of the peak by Nsight Compute, %; prefill of 1024, and the middle of decode's
+# range.
 SHARES = {
     "SM, prefill of 1024": 61.0,
     "DRAM, prefill of 1024": 45.0,

@@ -31,8 +31,8 @@ OPT, LLAMA = "facebook/opt-125m", "meta-llama/Llama-2-7b-hf"
 DOCUMENTS, PROMPT, OUTPUT, BATCH = 30_000, 512, 20, 20  # Hugging Face
 # Figure 8, one process: 14.3 s for 30,000 documents.
 TOKENIZE_S = 0.48e-3
-# Figure 8's prompt times are 27 + 5.4 N s: the slope is the start of a process (two spawns and their imports), the
-# constant 30,000 documents tokenised and handed over by pickle.
+# Figure 8's prompt times are 27 + 5.4 N s: the slope is the start of a process (two spawns and
+# their imports), the constant 30,000 documents tokenised and handed over by pickle.
 SHARD_S, STARTUP_S = 27.0 / 30_000, 5.4
 LLAMA_BLOCKS = 817  # the authors' log
 ENGINE_BLOCKS = {1: 14_546, 2: 6_948}  # at 0.45 and 0.225 of the A10's memory, per engine
@@ -44,7 +44,9 @@ def requests(count: int, prompt: int, output: int) -> Trace:
 
 
 def served(result: Result) -> Result:
-    """The result, if every request was served; RuntimeError otherwise: its times would mean nothing."""
+    """The result, if every request was served; RuntimeError otherwise: its times would mean
+    nothing.
+    """
     if not result.completed.all():
         raise RuntimeError(f"{(~result.completed).sum()} of {len(result)} requests were not served")
     return result
@@ -52,7 +54,9 @@ def served(result: Result) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """A run of the Hugging Face code, in seconds: until the last process starts, from then on, and batches/s while all run."""
+    """A run of the Hugging Face code, in seconds: until the last process starts, from then on, and
+    batches/s while all run.
+    """
 
     prompt: float
     token: float
@@ -67,7 +71,9 @@ class Generate:
 def generate(
     profile: Profile, processes: int, sharing: str = "time_slice", documents: int = DOCUMENTS
 ) -> Generate:
-    """OPT-125m, 512 tokens in and 20 out, batches of 20: N staggered processes, or one after all is tokenised."""
+    """OPT-125m, 512 tokens in and 20 out, batches of 20: N staggered processes, or one after all is
+    tokenised.
+    """
     if processes == 1:
         deployment = sequential().override(
             start="staggered", startup_s=0.0, tokenize_s=TOKENIZE_S, enforce_eager=True
@@ -99,9 +105,11 @@ def batch_seconds(profile: Profile) -> float:
 
 
 def engines(profile: Profile, count: int, processes: int, sharing: str = "exclusive") -> float:
-    """Seconds in which vLLM engines serve `count` requests of OPT-125m (1024 in and out), their start included.
+    """Seconds in which vLLM engines serve `count` requests of OPT-125m (1024 in and out), their
+    start included.
 
-    The engines start together and load the same host, which makes a start of N engines N times as long.
+    The engines start together and load the same host, which makes a start of N engines N times as
+    long.
     """
     base = continuous() if processes == 1 else replicas()
     deployment = base.override(
@@ -129,14 +137,17 @@ def engine_batch(profile: Profile, count: int, processes: int, sharing: str) -> 
 
 
 def llama(profile: Profile, count: int, prompt: int, output: int) -> Result:
-    """Llama-2-7B on vLLM 0.3 with 817 blocks; the authors add one request per step, so each prompt has a step."""
+    """Llama-2-7B on vLLM 0.3 with 817 blocks; the authors add one request per step, so each prompt
+    has a step.
+    """
     deployment = continuous().override(num_gpu_blocks=LLAMA_BLOCKS, max_num_batched_tokens=prompt)
     trace = requests(count, prompt, output)
     return served(simulate(trace, deployment, llm(LLAMA), gpu(profile.gpu), profile))
 
 
 def token_seconds(result: Result) -> float:
-    """TPOT as vLLM 0.3 logs it: the mean of the gaps between tokens, but for those in which a prompt was recomputed.
+    """TPOT as vLLM 0.3 logs it: the mean of the gaps between tokens, but for those in which a
+    prompt was recomputed.
 
     The token that a recompute gives counts there as a first token.
     """
@@ -145,7 +156,9 @@ def token_seconds(result: Result) -> float:
 
 
 class StepByStep(ContinuousWorker):
-    """A continuous worker that runs one step at a time, so that the log shows the pool after every step."""
+    """A continuous worker that runs one step at a time, so that the log shows the pool after every
+    step.
+    """
 
     def _plan(self, task: Task) -> None:
         super()._plan(task)
@@ -163,16 +176,20 @@ def kv_use(
 
 
 def decode_kv_use(profile: Profile, input_length: int, output_length: int) -> float:
-    """Figure 15: the mean KV use over the decode steps of one request, as the authors' log counts it.
+    """Figure 15: the mean KV use over the decode steps of one request, as the authors' log counts
+    it.
 
-    Its prompt has a token less than its name says, and the last step counts 0: its request is gone when it is logged.
+    Its prompt has a token less than its name says, and the last step counts 0: its request is gone
+    when it is logged.
     """
     use, decodes = kv_use(profile, 1, input_length - 1, output_length)
     return float(use[decodes][:-1].sum() / decodes.sum())
 
 
 def prompt_kv_use(profile: Profile, count: int) -> float:
-    """Figure 5: the mean KV use over the prompt phase, which the authors' script takes to be the first `count` steps."""
+    """Figure 5: the mean KV use over the prompt phase, which the authors' script takes to be the
+    first `count` steps.
+    """
     return float(kv_use(profile, count, 1023, 1024)[0][:count].mean())
 
 

@@ -2,10 +2,12 @@
 
     python benchmarks/speed.py [--repeats N] [--quick] [--json]
 
-Every case runs in a fresh process on one core; the time starts after the import and covers the simulation and
-the summary: TTFT, TPOT and E2EL of every request, and the distribution of all inter-token latencies. The first column after
-the case is the median of the repeats, with the least and the most beside it. Raw SimPy (a process that waits for timeouts, measured in the
-same process) bounds what a simulation on it can reach; `of SimPy` is the share of that bound, at the events that the case needs.
+Every case runs in a fresh process on one core; the time starts after the import and covers the
+simulation and the summary: TTFT, TPOT and E2EL of every request, and the distribution of all
+inter-token latencies. The first column after the case is the median of the repeats, with the least
+and the most beside it. Raw SimPy (a process that waits for timeouts, measured in the same process)
+bounds what a simulation on it can reach; `of SimPy` is the share of that bound, at the events that
+the case needs.
 """
 
 from __future__ import annotations

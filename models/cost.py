@@ -104,7 +104,7 @@ def saturation(share: float, knee: float, bend: float) -> float:
     """Return the throughput on a *share* of the SMs relative to all of them.
 
     h(s/knee)/h(1/knee) with h(x) = x/(1+x^bend)^(1/bend): proportional to the SMs far below the
-    knee, flat above it; 1 at share 1. Equation (2) of the co-location notes.
+    knee, flat above it; 1 at share 1. See docs/model.md.
     """
     if share >= 1.0:
         return 1.0

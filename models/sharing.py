@@ -6,7 +6,8 @@ never exceeds the bandwidth, nor FLOP/s the peak.
 
 In the spatial regimes (`mps`, `streams`, `green_contexts`) a step grows by the contention of busy
 neighbours on other SMs (bandwidth, L2, power), and by the wait of each of its kernels behind a
-neighbour's kernels on the same SMs (after `T_dec = t_dec + n_k*omega*tau` of the co-location notes):
+neighbour's kernels on the same SMs (after `T_dec = t_dec + n_k*omega*tau` of the co-location
+notes):
 
     t' = t * (1 + contention_i * sum (1-o_ij)*u_j) + kernels * wait_i * sum o_ij * u_j * tau_j
 
@@ -107,7 +108,8 @@ class Spatial(Sharing):
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
         uses, queues = [], []
         shares = 0.0
-        # Unpacked, for this is the inner loop of a simulation and fields of a NamedTuple are slow to read.
+        # Unpacked, for this is the inner loop of a simulation and fields of a NamedTuple are slow
+        # to read.
         for seconds, busy, _, _, kernels, share, _, _, _ in demands:
             use = busy / seconds
             uses.append(use)

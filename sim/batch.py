@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
-# A sequence's stay in a decode batch: request, KV tokens when it joined, step number of the batch at which it
-# joined, that at which it ends, and the time of its token before the stay. (A plain tuple: there is one a request.)
+# A sequence's stay in a decode batch: request, KV tokens when it joined, step number of the batch
+# at which it joined, that at which it ends, and the time of its token before the stay. (A plain
+# tuple: there is one a request.)
 Member = tuple[int, int, int, int, float]
 
 
 class DecodeBatch:
     """The running set of a decode worker.
 
-    Every step gives each member one token and one KV slot. The batch knows, without walking its members:
-    the KV tokens that the next step attends to, how many of the contexts still grow (all, but for a sliding window),
-    the step at which the first member ends, and the blocks that the next k steps will take. The last comes from counting the
-    members by the step, modulo the block size, at which they begin a new block.
+    Every step gives each member one token and one KV slot. The batch knows, without walking its
+    members: the KV tokens that the next step attends to, how many of the contexts still grow (all,
+    but for a sliding window), the step at which the first member ends, and the blocks that the next
+    k steps will take. The last comes from counting the members by the step, modulo the block size,
+    at which they begin a new block.
 
     The world knows when a member ends (`ends`); schedulers must not ask.
     """

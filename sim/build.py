@@ -101,8 +101,8 @@ class Simulation:
     def run(self, until: float | None = None, progress: Progress | None = None) -> float | None:
         """Run to the end of the traffic or to `until`, and return when it was stopped, if it was.
 
-        `progress` is called with the share of the requests that have arrived, and stops the simulation
-        by returning False.
+        `progress` is called with the share of the requests that have arrived, and stops the
+        simulation by returning False.
         """
         if progress is not None:
             until = self._run_in_parts(until, progress)
@@ -180,8 +180,9 @@ class Simulation:
     def _split_pools(self, groups: Sequence[Workers]) -> tuple[BlockPool, list[BlockPool]]:
         """The prefill side's pool, and those of the decode processes.
 
-        With separate pools the prefill side gets room for two batches of each process (one computed, one
-        being copied out), at most half of the memory; the decode processes share the rest equally.
+        With separate pools the prefill side gets room for two batches of each process (one
+        computed, one being copied out), at most half of the memory; the decode processes share the
+        rest equally.
         """
         total = self._memory.blocks
         if self.deployment.kv == "shared":
@@ -260,7 +261,9 @@ class Simulation:
 
     @property
     def issued(self) -> NDArray[np.float64]:
-        """When each request arrived (with a concurrency limit: when it was issued; infinity if it never was)."""
+        """When each request arrived (with a concurrency limit: when it was issued; infinity if it
+        never was).
+        """
         issued = np.asarray(self.source.arrival) - self._frontend
         issued[self.source.bound :] = np.inf
         return issued

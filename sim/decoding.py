@@ -1,4 +1,6 @@
-"""What every worker can do with the sequences it has: decode them, and preempt where memory runs short."""
+"""What every worker can do with the sequences it has: decode them, and preempt where memory runs
+short.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,13 @@ class Swapped(NamedTuple):
     last_token: float
 
 
-# Of a decode step: GPU seconds without attended tokens, of each of them, host's floor, overhead; all of it.
+# Of a decode step: GPU seconds without attended tokens, of each of them, host's floor, overhead;
+# all of it.
 Line = tuple[float, float, float, float, StepCost]
 
 
 class Decoder:
-    """A process on the GPU with a decode batch, a KV pool, and at most one run on the device at a time.
+    """A process on the GPU: a decode batch, a KV pool, and at most one run on the device.
 
     `max_seqs` and `max_tokens` are vLLM's `max_num_seqs` and `max_num_batched_tokens`.
     """
@@ -177,7 +180,8 @@ class Decoder:
     def _state_demand(self, task: Task, cost: StepCost, steps: int) -> int:
         """Say what the batch asks of the GPU, and for how many of the `steps` that holds.
 
-        It is that of the first step after a change of members, until the contexts have grown by an eighth.
+        It is that of the first step after a change of members, until the contexts have grown by an
+        eighth.
         """
         batch = self.batch
         if (

@@ -22,10 +22,11 @@ START = ("ready", "cold", "staggered")
 class Workers:
     """A group of equal processes (a `[[workers]]` table).
 
-    `scheduler` says how a process with `phase = "both"` makes its batches: "static" (the batch runs to its end, padded),
-    "continuous" (prefill first, vLLM v0) or "chunked" (decodes and prompt chunks in one step under a token budget, Sarathi and vLLM v1).
-    `sm_percent` limits each process to that part of the SMs (None: no limit). `max_num_batched_tokens` is
-    the token budget of a step, `max_num_seqs` the most sequences at a time, as in vLLM.
+    `scheduler` says how a process with `phase = "both"` makes its batches: "static" (the batch runs
+    to its end, padded), "continuous" (prefill first, vLLM v0) or "chunked" (decodes and prompt
+    chunks in one step under a token budget, Sarathi and vLLM v1). `sm_percent` limits each process
+    to that part of the SMs (None: no limit). `max_num_batched_tokens` is the token budget of a
+    step, `max_num_seqs` the most sequences at a time, as in vLLM.
     """
 
     phase: str = "both"
@@ -53,17 +54,19 @@ class Deployment:
 
     - `sharing`: "exclusive" (one process), "time_slice", "mps", "streams" or "green_contexts".
     - `weights`: "shared" (one copy, CUDA IPC) or "per_process".
-    - `kv`: "shared" (prefill and decode processes use one pool; a block table is handed over) or "separate" (a pool
-      per process; the blocks of a prompt are copied).
-    - `gpu_memory_utilization`, `block_size`, `num_gpu_blocks` (per pool, instead of what memory allows),
-      `enforce_eager`: as in vLLM.
-    - `order`: who is admitted first, "fcfs" or "shortest_prompt". `preemption`: "recompute" or "swap".
+    - `kv`: "shared" (prefill and decode processes use one pool; a block table is handed over) or
+      "separate" (a pool per process; the blocks of a prompt are copied).
+    - `gpu_memory_utilization`, `block_size`, `num_gpu_blocks` (per pool, instead of what memory
+      allows), `enforce_eager`: as in vLLM.
+    - `order`: who is admitted first, "fcfs" or "shortest_prompt". `preemption`: "recompute" or
+      "swap".
     - `prefix_caching`: reuse prompt blocks where the trace carries their hashes.
-    - `routing`: how whole engines get their requests: "round_robin", "contiguous" (each an equal part of the trace) or
-      "shared_queue" (whichever engine has room takes the next).
-    - `start`: "ready" (processes run already), "cold" (all start at time 0) or "staggered" (one after another, each once its
-      part of the prompts is tokenised: the paper's code). `startup_s`: seconds to start a process
-      (None: the profile's); `tokenize_s`: CPU seconds to tokenise a prompt and hand it over.
+    - `routing`: how whole engines get their requests: "round_robin", "contiguous" (each an equal
+      part of the trace) or "shared_queue" (whichever engine has room takes the next).
+    - `start`: "ready" (processes run already), "cold" (all start at time 0) or "staggered" (one
+      after another, each once its part of the prompts is tokenised: the paper's code). `startup_s`:
+      seconds to start a process (None: the profile's); `tokenize_s`: CPU seconds to tokenise a
+      prompt and hand it over.
     """
 
     name: str
@@ -203,12 +206,12 @@ def split() -> Deployment:
 
 
 def replicas() -> Deployment:
-    """Two whole engines on one GPU with one copy of the weights under MPS: the paper's vLLM MPS x 2."""
+    """Two whole engines, one copy of the weights, under MPS: the paper's vLLM MPS x 2."""
     return Deployment("replicas", (Workers(processes=2),), sharing="mps")
 
 
 def pipeline() -> Deployment:
-    """The paper's Hugging Face code as written: four staggered processes of tokenise, then batched `generate`."""
+    """The paper's Hugging Face code: four staggered processes, each tokenise, then `generate`."""
     return Deployment(
         "pipeline",
         (Workers(processes=4, scheduler="static", max_num_seqs=20),),
@@ -216,8 +219,8 @@ def pipeline() -> Deployment:
         enforce_eager=True,
         routing="contiguous",
         start="staggered",
-        # A document of 512 tokens: 0.48 ms to tokenise, the rest to hand it over. The paper's Fig. 8 has
-        # its last process start after 27 + 5.4 N s with about 30,000 documents.
+        # A document of 512 tokens: 0.48 ms to tokenise, the rest to hand it over. The paper's Fig.
+        # 8 has its last process start after 27 + 5.4 N s with about 30,000 documents.
         tokenize_s=0.9e-3,
     )
 

@@ -1,7 +1,8 @@
 """The GPU as a resource: it does the work of the processes that share it, each at its rate.
 
-Work is counted in seconds alone. Between two changes of the set of running tasks every task has a constant rate
-(a fluid, processor-sharing model), so the device has to act only when a task starts or ends.
+Work is counted in seconds alone. Between two changes of the set of running tasks every task has a
+constant rate (a fluid, processor-sharing model), so the device has to act only when a task starts
+or ends.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ ONE = (1.0,)
 class Task:
     """The run that a worker has on the device: up to `steps` steps, see `splitwiser.sim.steps`.
 
-    The first step boundary at or after `break_at` ends the run, because then the scheduler has something new to
-    decide. A worker has one task and uses it for one run after another.
+    The first step boundary at or after `break_at` ends the run, because then the scheduler has
+    something new to decide. A worker has one task and uses it for one run after another.
     """
 
     __slots__ = (
@@ -146,9 +147,10 @@ class Rates(Protocol):
 class SharedDevice:
     """A GPU that several processes share at the rates of a sharing model.
 
-    Whenever a task starts, ends or is to break, it finds the rates anew, and waits for the task that then ends first. That
-    event carries three callbacks: the task ends; its worker goes on, and may start another; the rates are found
-    anew. So a run costs one event, and one more for each time that another task changed its rate.
+    Whenever a task starts, ends or is to break, it finds the rates anew, and waits for the task
+    that then ends first. That event carries three callbacks: the task ends; its worker goes on, and
+    may start another; the rates are found anew. So a run costs one event, and one more for each
+    time that another task changed its rate.
     """
 
     needs_demand = True

@@ -55,11 +55,12 @@ class BlockPool:
 
 
 class PrefixPool(BlockPool):
-    """A pool that keeps the hashed blocks of prompts and lends them to later prompts with the same prefix.
+    """A pool that keeps the hashed blocks of prompts for later prompts with the same prefix.
 
-    A hashed block is `block_tokens` tokens (512 in Mooncake's traces), that is, several blocks of the pool. A block that
-    nobody uses stays, counted as free, until its room is needed (least recently used first), as in vLLM's
-    automatic prefix caching. Only whole blocks are shared, and the last token of a prompt is always computed.
+    A hashed block is `block_tokens` tokens (512 in Mooncake's traces), that is, several blocks of
+    the pool. A block that nobody uses stays, counted as free, until its room is needed (least
+    recently used first), as in vLLM's automatic prefix caching. Only whole blocks are shared, and
+    the last token of a prompt is always computed.
     """
 
     def __init__(
@@ -103,7 +104,8 @@ class PrefixPool(BlockPool):
     def _evict(self) -> None:
         """Let go of the idle blocks whose room was needed by now.
 
-        Runs reserve ahead, so this waits until somebody looks, and then counts only what they have used.
+        Runs reserve ahead, so this waits until somebody looks, and then counts only what they have
+        used.
         """
         if self.free < len(self._idle) * self._ratio:
             for reclaim in self.reclaim:

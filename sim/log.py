@@ -1,6 +1,7 @@
 """What a simulation writes down while it runs: flat rows of numbers, read afterwards by numpy.
 
-Packing doubles and appending the bytes is the cheapest record that Python has, and numpy reads it in place.
+Packing doubles and appending the bytes is the cheapest record that Python has, and numpy reads it
+in place.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from struct import Struct
 import numpy as np
 from numpy.typing import NDArray
 
-# One stretch of a run at one rate. A run at one rate is one row; a run whose rate changed has several.
+# One stretch of a run at one rate. A run at one rate is one row; a run whose rate changed has
+# several.
 STRETCH = (
     "worker",
     "start",  # s
@@ -28,7 +30,8 @@ STRETCH = (
     "blocks",  # KV blocks in use in the worker's pool
 )
 
-# One stay of a request in a decode batch: it got tokens from steps joined+1 ... left of that worker.
+# One stay of a request in a decode batch: it got tokens from steps joined+1 ... left of that
+# worker.
 STAY = ("request", "worker", "joined", "left", "last_token")
 
 
@@ -39,8 +42,8 @@ pack_stay = Struct(f"{len(STAY)}d").pack
 class Log:
     """The rows of one simulation, and the fate of every request.
 
-    Times are seconds, NaN until they come. `outcome` is one of the codes below; a request that is in the system is waiting or
-    running, which `scheduled` tells.
+    Times are seconds, NaN until they come. `outcome` is one of the codes below; a request that is
+    in the system is waiting or running, which `scheduled` tells.
     """
 
     IN_SYSTEM, REJECTED, ABORTED = 0, 1, 2

@@ -26,8 +26,8 @@ class Handover(NamedTuple):
 class DecodeWorker(Worker):
     """Decodes the sequences that prefill processes hand over; new ones join between two steps.
 
-    With a pool of its own (`source_pool` is then the prefill side's) it first copies a sequence's blocks,
-    `copy_seconds_per_block` each, once it has room for them.
+    With a pool of its own (`source_pool` is then the prefill side's) it first copies a sequence's
+    blocks, `copy_seconds_per_block` each, once it has room for them.
     """
 
     source_pool: BlockPool | None = None

@@ -20,7 +20,7 @@ ONE_PROCESS = ("streams", "green_contexts")  # in which the workers are threads 
 
 @dataclass(frozen=True, slots=True)
 class Physics:
-    """The laws of a simulated GPU: what steps cost for each group of workers, and how tasks share it."""
+    """What steps cost on a simulated GPU for each group of workers, and how tasks share it."""
 
     costs: Callable[[Workers], Costs]
     sharing: Rates

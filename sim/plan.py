@@ -51,8 +51,8 @@ def plan(
     of them (6 in all), and any other that still looks better. The rates of the rest are carried
     over to the whole trace by the ratio that the leaders show.
 
-    The winner's confidence limits come from replications (`splitwiser.sim.replications`), those of the
-    others from batch means of their one trace (`capacity`).
+    The winner's confidence limits come from replications (`splitwiser.sim.replications`), those of
+    the others from batch means of their one trace (`capacity`).
 
     *jobs*, *backend* and *progress* are those of `splitwiser.sim.parallel.Searches`; the plan does
     not depend on them. Ctrl-C ends the search, and the plan holds what was found.

@@ -56,8 +56,9 @@ def waiting_line(order: str, prompt_tokens: Sequence[int]) -> Waiting:
 class Queue:
     """One line of requests, and when its next one arrives.
 
-    `next_at` is the time of the next arrival as far as it is settled now (infinity where it waits for a
-    completion, or there is none): the world knows it and may jump there. The scheduler sees `waiting`.
+    `next_at` is the time of the next arrival as far as it is settled now (infinity where it waits
+    for a completion, or there is none): the world knows it and may jump there. The scheduler sees
+    `waiting`.
     """
 
     def __init__(self, env: Environment, source: Source, requests: range, waiting: Waiting) -> None:
@@ -103,7 +104,7 @@ class Queue:
             self.wake()
 
     def wait(self) -> Event:
-        """An event at which idle workers should look at the line again; it comes with the next arrival."""
+        """An event, at the next arrival at the latest, at which idle workers should look again."""
         if self._wake is None:
             if self.next_at < inf:
                 now = self.env.now
@@ -142,8 +143,8 @@ class Queue:
 class Source:
     """The traffic: issues the requests of a trace in order, at most `limit` in flight.
 
-    As in vLLM's `--max-concurrency`, request j is issued when its arrival is past and fewer than `limit`
-    requests are in flight; its latency counts from then.
+    As in vLLM's `--max-concurrency`, request j is issued when its arrival is past and fewer than
+    `limit` requests are in flight; its latency counts from then.
     """
 
     def __init__(self, env: Environment, arrival: list[float], limit: int | None) -> None:

@@ -18,10 +18,10 @@ REPLICATIONS = 8
 def resampled(trace: Trace, number: int) -> Trace:
     """Replication *number* of a trace: its consecutive parts, drawn with replacement, in a row.
 
-    A block bootstrap (Kuensch, The jackknife and the bootstrap for general stationary
-    observations, 1989) of 20 parts: requests keep their neighbours, so that bursts stay whole, and the rate of the
-    whole moves with theirs. A part that is drawn again brings prefixes of its own, or a cache would find
-    all of them. The same number gives the same trace.
+    A block bootstrap (Kuensch, The jackknife and the bootstrap for general stationary observations,
+    1989) of 20 parts: requests keep their neighbours, so that bursts stay whole, and the rate of
+    the whole moves with theirs. A part that is drawn again brings prefixes of its own, or a cache
+    would find all of them. The same number gives the same trace.
     """
     rng = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(number,)))
     parts = np.array_split(np.arange(len(trace)), PARTS)
@@ -51,8 +51,8 @@ def _renamed(prefix: PrefixBlocks, copies: NDArray[np.int64]) -> PrefixBlocks:
 def limits(rate: float, replications: Sequence[float], confidence: float) -> tuple[float, float]:
     """Confidence limits of a capacity found on one trace, from those of replications of it.
 
-    The point estimate varies as one replication does: rate +- t s, with their standard deviation s and
-    Student's t for one degree of freedom less than their number.
+    The point estimate varies as one replication does: rate +- t s, with their standard deviation s
+    and Student's t for one degree of freedom less than their number.
     """
     from scipy.special import stdtrit
 

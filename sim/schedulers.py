@@ -17,7 +17,7 @@ from splitwiser.sim.worker import Steps, Worker
 
 
 class ContinuousWorker(Worker):
-    """Continuous batching, prefill first (vLLM v0): waiting prompts interrupt decoding at the next step."""
+    """Continuous batching, prefill first (vLLM v0): prompts interrupt decoding between steps."""
 
     def run(self) -> Steps:
         env, queue, batch, pool = self.env, self.queue, self.batch, self.pool
@@ -59,7 +59,7 @@ class Partial:
 
 
 class ChunkedWorker(Worker):
-    """Chunked prefill (Sarathi, vLLM v1): every step decodes the batch and fills the token budget with prompt chunks.
+    """Chunked prefill (Sarathi, vLLM v1): a step decodes, and fills its budget with prompt chunks.
 
     A prompt gets all its blocks when its first chunk is scheduled, as in Sarathi.
     """
@@ -100,7 +100,7 @@ class ChunkedWorker(Worker):
                 self.end_decode(now)
 
     def _chunks(self) -> list[tuple[Partial, int]]:
-        """The chunks of the next step: those begun first, then waiting prompts while budget and pool last."""
+        """The next step's chunks: prompts begun first, then waiting ones while there is room."""
         waiting, pool, world = self.queue.waiting, self.pool, self.world
         budget = self.max_tokens - self.batch.size
         chunks: list[tuple[Partial, int]] = []
@@ -129,7 +129,7 @@ class ChunkedWorker(Worker):
         return chunks
 
     def _start_mixed(self, chunks: list[tuple[Partial, int]], now: float) -> Event:
-        """One step: a token for every decoding sequence, and the chunks; their blocks are taken already."""
+        """Begin a step of the batch and the chunks; their blocks are taken already."""
         batch = self.batch
         new = complete = 0
         pairs = kv = 0.0
@@ -156,10 +156,10 @@ class ChunkedWorker(Worker):
 
 
 class StaticWorker(Worker):
-    """Static batches: a batch runs until its longest member has ended; prompts are padded to the longest.
+    """Static batches: padded to the longest prompt, and run until the longest member has ended.
 
-    Rows that have ended go on computing, as in Hugging Face's `generate`. Tokens count when they are made. A row
-    that memory has no room for starts again in a later batch.
+    Rows that have ended go on computing, as in Hugging Face's `generate`. Tokens count when they
+    are made. A row that memory has no room for starts again in a later batch.
     """
 
     swaps = False

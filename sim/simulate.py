@@ -28,12 +28,13 @@ def simulate(
     physics: Physics | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Serve `trace` with `deployment` on one simulated `gpu`, and return what became of every request.
+    """Serve `trace` with `deployment` on one simulated `gpu`; what became of every request.
 
-    `profile` states the costs (None: the GPU's built-in one); `physics` replaces what follows from it. `until` ends
-    the simulation at a time in seconds; without it every request runs to its end. `progress` is called now and then with
-    the share of the requests that have arrived; where it returns False, the simulation ends there. The same arguments give the
-    same result, bit for bit. Raises `DoesNotFit` where the deployment does not fit the GPU's memory.
+    `profile` states the costs (None: the GPU's built-in one); `physics` replaces what follows from
+    it. `until` ends the simulation at a time in seconds; without it every request runs to its end.
+    `progress` is called now and then with the share of the requests that have arrived; where it
+    returns False, the simulation ends there. The same arguments give the same result, bit for bit.
+    Raises `DoesNotFit` where the deployment does not fit the GPU's memory.
     """
     profile = profile if profile is not None else profile_for(gpu.name)
     memory = memory_plan(deployment, llm, gpu, profile)
@@ -73,7 +74,7 @@ def simulate(
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A simulation makes no cycles to speak of, and the collector would walk its live objects for nothing."""
+    """A simulation makes no cycles; the collector would walk its live objects for nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:

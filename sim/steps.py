@@ -1,9 +1,9 @@
 """The arithmetic of a run: steps whose durations form an arithmetic progression.
 
-Between two changes of its batch a decode worker makes `steps` steps; step j (from 1) takes
-`first + growth * (j - 1)` seconds alone, because the attention of a decode step reads a context that
-grows by the same number of tokens every step. Their sum has a closed form, and so has its inverse:
-that is why the cost of a simulation does not grow with the tokens generated.
+Between two changes of its batch a decode worker makes `steps` steps; step j (from 1) takes `first +
+growth * (j - 1)` seconds alone, because the attention of a decode step reads a context that grows
+by the same number of tokens every step. Their sum has a closed form, and so has its inverse: that
+is why the cost of a simulation does not grow with the tokens generated.
 """
 
 from __future__ import annotations

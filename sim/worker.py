@@ -1,4 +1,6 @@
-"""What all workers have in common: a process on the shared GPU that admits prompts and computes them."""
+"""What all workers have in common: a process on the shared GPU that admits prompts and computes
+them.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from splitwiser.sim.world import World
 T = TypeVar("T")
 Steps = Generator[Event, Any, None]
 
-# Prompts that are computed in one step: of each the request, the KV tokens when it is done, and how many of
-# them were found in the prefix cache.
+# Prompts that are computed in one step: of each the request, the KV tokens when it is done, and how
+# many of them were found in the prefix cache.
 Prompts = list[tuple[int, int, int]]
 
 
@@ -54,7 +56,7 @@ class Worker(Decoder, ABC):
         timer.callbacks.append(lambda _: act(item))
 
     def admit(self, room: int) -> Prompts:
-        """Take waiting requests, in order, that fit the pool, `room` sequences and `max_tokens` new tokens.
+        """Take what waits, in order, that fits the pool, `room` sequences and `max_tokens` tokens.
 
         A prompt longer than `max_tokens` runs alone, as under vLLM without chunked prefill.
         """
@@ -111,7 +113,7 @@ class Worker(Decoder, ABC):
         return new_tokens, self.cost.step(new_tokens, len(prompts), pairs, kv, 0)
 
     def start_step(self, cost: StepCost, attended: int, tokens: int, now: float) -> Event:
-        """Begin one step that computes `tokens` prompt tokens; the task says already who decodes in it."""
+        """Begin a step that computes `tokens` prompt tokens; the task says who decodes in it."""
         task = self.task
         task.first = cost.seconds(attended)
         task.growth = 0.0
@@ -124,7 +126,7 @@ class Worker(Decoder, ABC):
         return self.device.start(task, now)
 
     def end_prefill(self, prompts: Prompts, now: float) -> None:
-        """The prompts are computed and give a token each; their sequences go where `computed` sends them."""
+        """The prompts are computed, and give a token each; `computed` says where they go on."""
         world, pool = self.world, self.pool
         for request, tokens, _ in prompts:
             pool.publish(request)

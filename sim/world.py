@@ -33,7 +33,7 @@ class World:
         return self.prompt_tokens[request]
 
     def remaining(self, request: int, tokens: int) -> int:
-        """Output tokens to come for a sequence with `tokens` KV tokens (its last token has none yet)."""
+        """Output tokens to come for a sequence with `tokens` KV tokens (the last has none yet)."""
         return self.prompt_tokens[request] + self.output_tokens[request] - tokens - 1
 
     def emit_first(self, request: int, now: float) -> int:

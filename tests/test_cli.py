@@ -452,7 +452,9 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_status_2(cli: Cli, tmp_path: Path, case: str) -> None:
-    """Every fault is one line on stderr that says what helps; stdout stays empty, nothing is written."""
+    """Every fault is one line on stderr that says what helps; stdout stays empty, nothing is
+    written.
+    """
     argv, told = BAD[case]
     status, out, err = cli(*argv)
     assert status == 2

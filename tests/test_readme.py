@@ -77,7 +77,9 @@ def test_the_commands_print_what_is_shown() -> None:
 
 
 def test_the_first_commands_are_those_that_are_shown_and_tested() -> None:
-    """The plan of the first screen is the one whose output is checked; the test command names an extra that exists."""
+    """The plan of the first screen is the one whose output is checked; the test command names an
+    extra that exists.
+    """
     first, second = re.findall(r"^```\n(.*?)\n```$", README.read_text("utf-8"), re.MULTILINE)[:2]
     plan = first.removeprefix("pip install . && ")
     assert f"$ {plan} | head" in README.read_text("utf-8")

@@ -47,10 +47,10 @@ def dependent_uniforms(
 
 
 # The 50, 90 and 99 % points of each table are the public trace's (presets.py names the sources),
-# and its mean is the trace's within 1.1 %. The other points are quantiles of the public file where it was
-# at hand, as many as the mean asks for.
-# "Chosen" marks tables for which only the published four are known: there the other points take
-# the sibling's or an excerpt's shape, and the least certain of them was moved to meet the mean.
+# and its mean is the trace's within 1.1 %. The other points are quantiles of the public file where
+# it was at hand, as many as the mean asks for. "Chosen" marks tables for which only the published
+# four are known: there the other points take the sibling's or an excerpt's shape, and the least
+# certain of them was moved to meet the mean.
 
 AZURE_CONV_PROMPT = Quantiles(
     (

@@ -46,7 +46,9 @@ def token_times(result: Result) -> list[np.ndarray[tuple[int], np.dtype[np.float
 @given(seed=SEEDS, share=st.floats(0, 1.2))
 @FEW
 def test_requests_are_conserved(preset: str, seed: int, share: float) -> None:
-    """At any time arrived = completed + rejected + aborted + running + waiting, each as its times say."""
+    """At any time arrived = completed + rejected + aborted + running + waiting, each as its times
+    say.
+    """
     trace = random_trace(seed, longest=1800)
     end = float(np.nanmax(serve(trace, small(preset)).finished))
     until = share * end + 1e-9
@@ -89,7 +91,9 @@ def test_blocks_are_conserved(preset: str, seed: int, swap: bool, separate: bool
 @given(seed=SEEDS)
 @FEW
 def test_nothing_happens_before_its_cause(preset: str, seed: int) -> None:
-    """arrival <= scheduled <= first token <= ... <= finished, and every token comes after the one before."""
+    """arrival <= scheduled <= first token <= ... <= finished, and every token comes after the one
+    before.
+    """
     result = serve(random_trace(seed), small(preset))
     assert (result.arrival <= result.scheduled).all()
     assert (result.scheduled < result.first_token).all()
@@ -122,7 +126,9 @@ def test_no_idle_device_while_work_waits(preset: str, seed: int) -> None:
 @given(seed=SEEDS, limit=st.integers(1, 6))
 @FEW
 def test_a_closed_loop_keeps_its_limit(preset: str, seed: int, limit: int) -> None:
-    """With max_concurrency N never more than N requests are in the system, and N while enough are left."""
+    """With max_concurrency N never more than N requests are in the system, and N while enough are
+    left.
+    """
     trace = replace(
         random_trace(seed, rate=float("inf")), arrival=np.zeros(40), max_concurrency=limit
     )
@@ -242,7 +248,9 @@ def test_the_same_arguments_give_the_same_bytes() -> None:
 @given(seed=SEEDS)
 @FEW
 def test_the_scheduler_does_not_know_output_lengths(preset: str, seed: int) -> None:
-    """Two traces that differ in output lengths only are served alike until the first shorter one ends."""
+    """Two traces that differ in output lengths only are served alike until the first shorter one
+    ends.
+    """
     trace = random_trace(seed)
     rng = np.random.default_rng(seed + 1)
     lengths = np.where(rng.random(40) < 0.3, rng.integers(1, 60, 40), trace.output_tokens)

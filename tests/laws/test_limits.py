@@ -1,4 +1,6 @@
-"""Physical limits: nothing is served faster than the device allows, and a better device serves no slower."""
+"""Physical limits: nothing is served faster than the device allows, and a better device serves no
+slower.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,8 @@ def test_room_for_the_whole_batch_is_never_slower_than_less(seed: int, blocks: i
 def test_more_memory_costs_a_batch_five_percent_at_most(
     preset: str, seed: int, blocks: int, more: int
 ) -> None:
-    """A larger pool may finish a batch a little later: the batches fall out otherwise, and more prompts preempt.
+    """A larger pool may finish a batch a little later: the batches fall out otherwise, and more
+    prompts preempt.
 
     Such anomalies are inherent to greedy schedules (Graham 1969); here they stay below 5 %.
     """

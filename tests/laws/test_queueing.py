@@ -56,7 +56,9 @@ def test_equal_shares_make_processor_sharing_that_only_sees_the_mean(shape: str)
 
 
 def test_little() -> None:
-    """Over a finished run the time-average number in the system is the rate times the mean response."""
+    """Over a finished run the time-average number in the system is the rate times the mean
+    response.
+    """
     result = queue(6, 0.8 / MEAN, np.random.default_rng(7).exponential(MEAN, 4_000))
     times = np.concatenate((result.arrival, result.finished))
     change = np.concatenate((np.ones(len(result)), -np.ones(len(result))))

@@ -1,4 +1,6 @@
-"""Simulated worlds for the laws: an ordinary small one, and degenerate ones in which queueing theory knows the answer."""
+"""Simulated worlds for the laws: an ordinary small one, and degenerate ones in which queueing
+theory knows the answer.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,8 @@ TOKENS_PER_SECOND = 10_000  # so fine that rounding service times to tokens does
 def queue(seed: int, rate: float, services: Floats, servers: int = 1) -> Result:
     """One queue with Poisson arrivals at `rate` (1/s) and service times in seconds.
 
-    With several servers they share one device equally: processor sharing, while fewer jobs are there than servers.
+    With several servers they share one device equally: processor sharing, while fewer jobs are
+    there than servers.
     """
     rng = np.random.default_rng(seed)
     tokens = np.maximum(1, np.rint(services * TOKENS_PER_SECOND)).astype(np.int64)

@@ -1,8 +1,9 @@
 """A slow simulator to hold the fast one to: every step of every process is made, one by one.
 
-It shares the policies (who is admitted, who is preempted, what a batch asks of the GPU) and the costs
-with `splitwiser.sim`, and nothing else: no runs, no closed forms, no reservations. Tokens are counted by appending
-their times to a list. It needs no SimPy: a process is a generator that yields what it waits for.
+It shares the policies (who is admitted, who is preempted, what a batch asks of the GPU) and the
+costs with `splitwiser.sim`, and nothing else: no runs, no closed forms, no reservations. Tokens are
+counted by appending their times to a list. It needs no SimPy: a process is a generator that yields
+what it waits for.
 """
 
 from __future__ import annotations

@@ -76,7 +76,9 @@ class Sequence:
 
 
 class Pool:
-    """KV blocks: who holds how many. Hashed blocks are `ratio` blocks each and may have several holders."""
+    """KV blocks: who holds how many. Hashed blocks are `ratio` blocks each and may have several
+    holders.
+    """
 
     def __init__(self, total: int, size: int, block_tokens: int | None) -> None:
         self.total, self.size, self.block_tokens = total, size, block_tokens
@@ -257,7 +259,9 @@ class World:
                 self.deliver()
 
     def deliver(self) -> None:
-        """Bring what has arrived to its line, in order; a request that can never be served makes room at once."""
+        """Bring what has arrived to its line, in order; a request that can never be served makes
+        room at once.
+        """
         while self._delivered < self._issued and self.requests[self._delivered].arrival <= self.now:
             request = self.requests[self._delivered]
             self._delivered += 1

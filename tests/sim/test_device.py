@@ -39,7 +39,9 @@ def start_at(
 
 
 def test_two_runs_share_the_device_while_both_are_there() -> None:
-    """3 s of work from 0 and 1 s from 1 at equal shares: the short one ends at 3, the long one at 4."""
+    """3 s of work from 0 and 1 s from 1 at equal shares: the short one ends at 3, the long one at
+    4.
+    """
     env, log, ends = Environment(), Log(0), dict[int, float]()
     device = SharedDevice(env, EqualShares(), log)
     env.process(start_at(env, device, task(0, 3, 1.0), 0.0, ends))

@@ -1,4 +1,6 @@
-"""The paper's arithmetic through the simulator: KV use, the staggered start, the sequential baseline."""
+"""The paper's arithmetic through the simulator: KV use, the staggered start, the sequential
+baseline.
+"""
 
 from __future__ import annotations
 
@@ -36,21 +38,27 @@ SHEET = profile_for("a10")
 
 @pytest.mark.parametrize("prompt", reported.FIGURE_15)
 def test_figure_15_is_exact(prompt: int) -> None:
-    """The mean KV use of one request over its decode steps is the paper's, to the printed hundredth."""
+    """The mean KV use of one request over its decode steps is the paper's, to the printed
+    hundredth.
+    """
     use = [100 * runs.decode_kv_use(SHEET, prompt, output) for output in reported.OUTPUTS]
     assert tuple(np.round(use, 2)) == reported.FIGURE_15[prompt]
 
 
 @pytest.mark.parametrize("count", reported.BATCHES)
 def test_figure_5_is_read_within_a_plot_s_precision(count: int) -> None:
-    """The mean KV use of the prompt phase, the first steps of a batch, is the plotted one within 0.3 points."""
+    """The mean KV use of the prompt phase, the first steps of a batch, is the plotted one within
+    0.3 points.
+    """
     assert 100 * runs.prompt_kv_use(SHEET, count) == pytest.approx(
         reported.BATCHES[count][0], abs=0.3
     )
 
 
 def test_one_step_at_a_time_changes_only_the_log() -> None:
-    """A worker that makes its runs one step long, to show the pool after each, serves at the same times."""
+    """A worker that makes its runs one step long, to show the pool after each, serves at the same
+    times.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(runs.ENGINES, "continuous", runs.StepByStep)
         stepwise = runs.llama(SHEET, 15, 1023, 300)
@@ -79,7 +87,9 @@ def test_sequential_is_tokenising_then_batches() -> None:
 
 
 def test_tpot_leaves_recomputes_out() -> None:
-    """TPOT as vLLM 0.3 logs it is the plain one without preemption, and below it where prompts were recomputed."""
+    """TPOT as vLLM 0.3 logs it is the plain one without preemption, and below it where prompts were
+    recomputed.
+    """
     calm, full = (runs.llama(SHEET, count, 1023, 300) for count in (5, 15))
     assert runs.token_seconds(calm) == pytest.approx(calm.tpot.mean(), rel=1e-9)
     assert len(full.timeline.regained)

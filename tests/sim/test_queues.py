@@ -25,7 +25,9 @@ def line(
 
 
 def test_shortest_prompt_first() -> None:
-    """The shortest prompt is served first, the earlier of equal ones, and preempted requests before all."""
+    """The shortest prompt is served first, the earlier of equal ones, and preempted requests before
+    all.
+    """
     waiting = waiting_line("shortest_prompt", [30, 10, 20, 10])
     for request in range(4):
         waiting.append(request)
@@ -45,7 +47,9 @@ def test_requests_are_pulled_when_they_have_arrived() -> None:
 
 
 def test_a_closed_loop_issues_on_completion() -> None:
-    """With two in flight the third request arrives when one of them leaves, and not before its own time."""
+    """With two in flight the third request arrives when one of them leaves, and not before its own
+    time.
+    """
     _, source, queue = line([0.0, 0.0, 0.0, 7.0], limit=2)
     queue.pull(0.0)
     assert list(queue.waiting) == [0, 1]

@@ -49,8 +49,8 @@ def print_table(
 ) -> None:
     """Print a plain table; a column whose title begins with ">" is aligned to the right.
 
-    A cell of the last column that is too wide is folded, or with *cut* ends in an ellipsis. The other
-    columns are whole however narrow the terminal is.
+    A cell of the last column that is too wide is folded, or with *cut* ends in an ellipsis. The
+    other columns are whole however narrow the terminal is.
     """
     from rich import box
     from rich.table import Table

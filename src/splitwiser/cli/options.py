@@ -171,7 +171,9 @@ class Engine:
 
 
 def profile_option(path: Path | None, gpu: Gpu) -> Profile:
-    """The profile in the file *path*, or the built-in one of *gpu*; says so where it is another GPU's."""
+    """The profile in the file *path*, or the built-in one of *gpu*; says so where it is another
+    GPU's.
+    """
     from splitwiser.models.profile import load_profile, profile_for
 
     if path is None:
