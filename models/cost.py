@@ -22,7 +22,8 @@ class Demand(NamedTuple):
     run, `overhead` the part before the next step in which the GPU certainly idles. `flops`,
     `bytes` and `kernels` are the step's. `compute` and `memory` are the seconds that its FLOP take
     at the peak and its bytes at the bandwidth of the data sheet. `sm_share` is the share of the
-    SMs that the process may use, in (0, 1].
+    SMs that the process may use, in (0, 1], and `prompt` the prompt tokens of the step: 0 marks a
+    pure decode step, which streams give priority.
     """
 
     seconds: float
@@ -34,6 +35,7 @@ class Demand(NamedTuple):
     overhead: float = 0.0
     compute: float = 0.0
     memory: float = 0.0
+    prompt: float = 0.0
 
 
 class StepCost(NamedTuple):
@@ -58,10 +60,11 @@ class StepCost(NamedTuple):
     sm_share: float
     peak: float
     bandwidth: float
+    prompt: float = 0.0
 
     def seconds(self, attended: float) -> float:
         """Return the wall time of the step, overhead included."""
-        gpu, gpu_per_token, host, overhead, _, _, _, _, _, _, _, _ = self
+        gpu, gpu_per_token, host, overhead, _, _, _, _, _, _, _, _, _ = self
         return max(host, gpu + gpu_per_token * attended) + overhead
 
     def demand(self, attended: float) -> Demand:
@@ -80,6 +83,7 @@ class StepCost(NamedTuple):
             sm_share,
             peak,
             bandwidth,
+            prompt,
         ) = self
         gpu += gpu_per_token * attended
         flops += flops_per_token * attended
@@ -97,6 +101,7 @@ class StepCost(NamedTuple):
             overhead,
             flops / peak,
             moved / bandwidth,
+            prompt,
         )
 
 
@@ -258,6 +263,7 @@ class CostModel:
             self.sm_share,
             self._peak,
             self._bandwidth,
+            prompt,
         )
 
     def decode(self, batch: int) -> StepCost:

@@ -71,7 +71,7 @@ class TimeSlice(Sharing):
 
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
         wanted, turns = [], []
-        for seconds, busy, _, _, kernels, _, overhead, _, _ in demands:
+        for seconds, busy, _, _, kernels, _, overhead, _, _, _ in demands:
             waiting = seconds - overhead - busy
             held = self.hold * waiting if waiting > 0.0 else 0.0
             wanted.append((busy + held) / seconds)
@@ -89,8 +89,9 @@ class Spatial(Sharing):
     neighbour's kernels that a kernel waits for on shared SMs; each is a pair, for steps bound by
     memory and by arithmetic. In between both go with the square root of the step's share of
     arithmetic. (A grid that needs every SM waits for all of them, a small one slips in.)
-    *priority* is the factor on the wait of the stream of higher priority, the decode side: the
-    task whose bytes take longer than its FLOP. The other side waits by its inverse.
+    *priority* is the factor on the wait of a pure decode step, whose stream has the higher
+    priority, for steps that compute prompts. These wait for it by the inverse; equals wait as they
+    would without.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Spatial(Sharing):
         shares = 0.0
         # Unpacked, for this is the inner loop of a simulation and fields of a NamedTuple are slow
         # to read.
-        for seconds, busy, _, _, kernels, share, _, _, _ in demands:
+        for seconds, busy, _, _, kernels, share, _, _, _, _ in demands:
             use = busy / seconds
             uses.append(use)
             queues.append(use * busy / kernels if kernels > 0.0 else 0.0)
@@ -118,9 +119,12 @@ class Spatial(Sharing):
         load, queue = sum(uses), sum(queues)
         crowded, apart = shares >= len(demands), shares <= 1.0
         rates = []
-        for i, (seconds, _, _, _, kernels, _, overhead, compute, memory) in enumerate(demands):
+        for i, demand in enumerate(demands):
+            seconds, _, _, _, kernels, _, overhead, compute, memory, prompt = demand
             if crowded:  # nobody is limited: every kernel meets every other
                 beside, ahead = 0.0, queue - queues[i]
+                if self._priority != 1.0:
+                    ahead = self._with_priority(prompt, ahead, demands, queues)
             elif apart:
                 beside, ahead = load - uses[i], 0.0
             else:
@@ -129,9 +133,22 @@ class Spatial(Sharing):
             mix = sqrt(compute / total) if total > 0.0 else 0.0
             slower = 1.0 + (self._contention + self._contention_slope * mix) * beside
             wait = (self._wait + self._wait_slope * mix) * ahead * kernels
-            wait = wait * self._priority if memory > compute else wait / self._priority
             rates.append(seconds / ((seconds - overhead) * slower + wait + overhead))
         return rates
+
+    def _with_priority(
+        self,
+        prompt: float,
+        ahead: float,
+        demands: Sequence[Demand],
+        queues: Sequence[float],
+    ) -> float:
+        """Return what runs *ahead* of a step, with the kernels of the other phase weighed."""
+        others = sum(
+            queues[i] for i, demand in enumerate(demands) if (demand.prompt > 0) != (prompt > 0)
+        )
+        factor = 1.0 / self._priority if prompt > 0 else self._priority
+        return ahead + (factor - 1.0) * others
 
 
 def neighbours(

@@ -25,7 +25,7 @@ from splitwiser.sim.physics import Physics
 from splitwiser.sim.queues import Queue, Source, waiting_line
 from splitwiser.sim.schedulers import ChunkedWorker, ContinuousWorker, StaticWorker
 from splitwiser.sim.worker import Steps, Worker
-from splitwiser.sim.world import World
+from splitwiser.sim.world import Link, World
 from splitwiser.traces.trace import Trace
 
 AnyWorker = TypeVar("AnyWorker", bound=Worker)
@@ -59,19 +59,21 @@ class Simulation:
         self._memory = memory
         self._profile = profile
         self._physics = physics
-        # Before a ready server a request waits for its own tokenising only.
-        self._frontend = deployment.tokenize_s if deployment.start == "ready" else 0.0
+        # Tokenising delays a request by its own time only, but in the paper's code.
+        self._frontend = 0.0 if deployment.start == "staggered" else deployment.tokenize_s
         device: Device = (
             ExclusiveDevice(self.env, self.log)
             if deployment.processes == 1
             else SharedDevice(self.env, physics.sharing, self.log)
         )
         prompts = trace.prompt_tokens.tolist()
+        self._longest_prompt = trace.longest_prompt(llm.max_context)
         room = (llm.max_context - trace.prompt_tokens).clip(min=0)
         self.truncated = int((trace.output_tokens > room)[room > 0].sum())
         self.output_tokens = trace.output_tokens.clip(max=room)
         copy = profile.value("pcie_efficiency") * gpu.pcie
         self._block_copy = 2 * memory.block_bytes / gpu.bandwidth  # read here, written there
+        self._copies = Link(self.env)
         self.source = Source(
             self.env, (trace.arrival + self._frontend).tolist(), trace.max_concurrency
         )
@@ -85,6 +87,7 @@ class Simulation:
             window=llm.sliding_window,
             swap=deployment.preemption == "swap",
             swap_seconds_per_block=memory.block_bytes / copy,
+            host_link=Link(self.env),
         )
         self.pools: list[BlockPool] = []
         self.workers: list[Worker] = []
@@ -112,7 +115,7 @@ class Simulation:
         for worker in self.workers:
             worker.write_open_stays()
         for request in self.source.never:
-            if until is None or self.source.arrival[request] < until:
+            if until is None or self.source.arrival[request] <= until:
                 self.log.outcome[request] = Log.REJECTED
 
         return until
@@ -169,6 +172,7 @@ class Simulation:
                 if separate:
                     decoder.source_pool = prefill_pool
                     decoder.copy_seconds_per_block = self._block_copy
+                    decoder.copies = self._copies
                 pool.reclaim.append(decoder.reclaim)
                 pool.on_free.append(decoder.memory_came_free)
             else:
@@ -189,7 +193,8 @@ class Simulation:
             pool = self._pool(total)
             return pool, [pool]
         batches = sum(2 * g.max_num_batched_tokens for g in groups if g.phase == "prefill")
-        prefill = min(total // 2, ceil(batches / self.deployment.block_size))
+        longest = self._longest_prompt / (1 - WATERMARK)
+        prefill = min(total // 2, ceil(max(batches, longest) / self.deployment.block_size))
         decoders = sum(1 for g in groups if g.phase == "decode")
         each = (total - prefill) // decoders
         return self._pool(prefill), [self._pool(each, hashed=False) for _ in range(decoders)]
@@ -255,7 +260,7 @@ class Simulation:
         """The requests that can never be served: no room in the context, or in a pool."""
         prompts = self._trace.prompt_tokens
         most = min(
-            (pool.total - ceil(WATERMARK * pool.total)) * pool.block_size for pool in self.pools
+            (pool.total - int(WATERMARK * pool.total)) * pool.block_size for pool in self.pools
         )
         return frozenset(np.flatnonzero((prompts >= max_context) | (prompts > most)).tolist())
 

@@ -82,7 +82,7 @@ class Decoder:
         self.task = Task(index)
         self.batch = DecodeBatch(pool.block_size, world.window)
         self.swapped: deque[Swapped] = deque()
-        self.watermark = ceil(WATERMARK * pool.total)
+        self.watermark = int(WATERMARK * pool.total)
         self._needs_demand = world.device.needs_demand
         self._lines: dict[int, Line] = {}  # by batch size
         self._stated = NOTHING  # the demand of the decode batch, as it was last stated
@@ -180,8 +180,8 @@ class Decoder:
     def _state_demand(self, task: Task, cost: StepCost, steps: int) -> int:
         """Say what the batch asks of the GPU, and for how many of the `steps` that holds.
 
-        It is that of the first step after a change of members, until the contexts have grown by an
-        eighth.
+        It is that of contexts an eighth longer, so that no step until then moves more bytes than it
+        says: a decode step's traffic per second grows with its context.
         """
         batch = self.batch
         if (
@@ -189,7 +189,7 @@ class Decoder:
             or batch.size != self._stated_size
             or batch.attended >= self._stated_until
         ):
-            self._stated = cost.demand(batch.attended)
+            self._stated = cost.demand(REREAD * batch.attended)
             self._stated_size = batch.size
             self._stated_until = REREAD * batch.attended
         task.demand = self._stated
@@ -230,7 +230,12 @@ class Decoder:
         while batch.size and not self.pool.available(batch.blocks_for(1)):
             copied = self.preempt()
             if copied:
-                yield self.env.timeout(copied * self.world.swap_seconds_per_block)
+                yield self._host_copy(copied)
+
+    def _host_copy(self, blocks: int) -> Event:
+        """The end of a copy of so many blocks to or from host memory."""
+        world = self.world
+        return self.env.timeout(world.host_link.copy(blocks * world.swap_seconds_per_block))
 
     def preempt(self) -> int:
         """Take the member admitted last out of the batch; the blocks to copy to host memory."""
@@ -276,5 +281,5 @@ class Decoder:
             batch.add(request, tokens, self.world.remaining(request, tokens), last_token)
             copied += pool.blocks(tokens)
         if copied:
-            yield self.env.timeout(copied * self.world.swap_seconds_per_block)
+            yield self._host_copy(copied)
         return copied > 0

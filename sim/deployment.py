@@ -56,8 +56,8 @@ class Deployment:
     - `weights`: "shared" (one copy, CUDA IPC) or "per_process".
     - `kv`: "shared" (prefill and decode processes use one pool; a block table is handed over) or
       "separate" (a pool per process; the blocks of a prompt are copied).
-    - `gpu_memory_utilization`, `block_size`, `num_gpu_blocks` (per pool, instead of what memory
-      allows), `enforce_eager`: as in vLLM.
+    - `gpu_memory_utilization`, `block_size`, `num_gpu_blocks` (per engine, or of a split's
+      pools together, instead of what memory allows), `enforce_eager`: as in vLLM.
     - `order`: who is admitted first, "fcfs" or "shortest_prompt". `preemption`: "recompute" or
       "swap".
     - `prefix_caching`: reuse prompt blocks where the trace carries their hashes.

@@ -27,7 +27,7 @@ STRETCH = (
     "batch",  # sequences that get a token from each step
     "joined",  # of them, those whose first step is the run's first
     "tokens",  # prompt tokens computed
-    "blocks",  # KV blocks in use in the worker's pool
+    "blocks",  # KV blocks in use in the worker's pool when the run ends
 )
 
 # One stay of a request in a decode batch: it got tokens from steps joined+1 ... left of that

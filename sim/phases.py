@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from math import ceil, inf
+from math import inf
 from typing import Any, NamedTuple
 
 from simpy import Event
@@ -12,6 +12,7 @@ from simpy import Event
 from splitwiser.sim.decoding import WATERMARK
 from splitwiser.sim.kv import BlockPool
 from splitwiser.sim.worker import Steps, Worker
+from splitwiser.sim.world import Link
 
 
 class Handover(NamedTuple):
@@ -32,6 +33,7 @@ class DecodeWorker(Worker):
 
     source_pool: BlockPool | None = None
     copy_seconds_per_block = 0.0
+    copies: Link | None = None
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -95,7 +97,7 @@ class DecodeWorker(Worker):
 
     def can_recompute(self, blocks: int) -> bool:
         source = self.source_pool
-        back = source is None or blocks + ceil(WATERMARK * source.total) <= source.total
+        back = source is None or blocks + int(WATERMARK * source.total) <= source.total
         return back and super().can_recompute(blocks)
 
     def _begin_copies(self) -> None:
@@ -107,7 +109,9 @@ class DecodeWorker(Worker):
             self.inbox.popleft()
             self.pool.admit(sequence.request, sequence.tokens)
             self._copying += 1
-            seconds = self.pool.blocks(sequence.tokens) * self.copy_seconds_per_block
+            assert self.copies is not None
+            blocks = self.pool.blocks(sequence.tokens)
+            seconds = self.copies.copy(blocks * self.copy_seconds_per_block)
             self.after(seconds, self._end_copy, sequence)
 
     def _end_copy(self, sequence: Handover) -> None:

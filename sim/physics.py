@@ -42,17 +42,18 @@ class Physics:
         return cls(costs, sharing_for(deployment.sharing, profile))
 
 
-def memory_plan(deployment: Deployment, llm: Llm, gpu: Gpu, profile: Profile) -> MemoryPlan:
+def memory_plan(
+    deployment: Deployment, llm: Llm, gpu: Gpu, profile: Profile, longest_prompt: int = 0
+) -> MemoryPlan:
     """What the deployment puts into the GPU's memory; `blocks` is the size of one of its `pools`.
+
+    Without chunking a prompt runs in one step however long it is, and static batches pad all rows
+    to the longest: so activations have to hold *longest_prompt* (tokens) too.
 
     Raises `DoesNotFit` with the sum written out.
     """
     groups = list(deployment.each())
-    tokens = [max(1, group.max_num_batched_tokens) for group in groups]
-    tokens = [
-        group.max_num_seqs if group.phase == "decode" else size
-        for group, size in zip(groups, tokens, strict=True)
-    ]
+    tokens = [_most_tokens(group, min(longest_prompt, llm.max_context)) for group in groups]
     seqs = [group.max_num_seqs for group in groups]
     if deployment.sharing in ONE_PROCESS:
         tokens, seqs = [sum(tokens)], [sum(seqs)]
@@ -70,3 +71,13 @@ def memory_plan(deployment: Deployment, llm: Llm, gpu: Gpu, profile: Profile) ->
         num_gpu_blocks=deployment.num_gpu_blocks,
         pools=len(groups) if own_pools else 1,
     )
+
+
+def _most_tokens(group: Workers, longest_prompt: int) -> int:
+    """The most tokens of one step of a process."""
+    if group.phase == "decode":
+        return group.max_num_seqs
+    if group.phase == "both" and group.scheduler == "chunked":
+        return group.max_num_batched_tokens
+    rows = group.max_num_seqs if group.phase == "both" and group.scheduler == "static" else 1
+    return max(group.max_num_batched_tokens, rows * longest_prompt)

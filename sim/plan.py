@@ -68,7 +68,7 @@ def plan(
     trace, notes = _servable(trace, llm)
     check_scalable(trace)
     asked = list(candidates(llm, gpu) if deployments is None else deployments)
-    memories, skipped = _fitting(asked, llm, gpu, profile)
+    memories, skipped = _fitting(asked, llm, gpu, profile, trace)
     question = Question(llm, gpu, profile, dict(goodput), target, confidence)
     searches = Searches(question, jobs, backend, progress)
     part = trace if len(trace) <= WHOLE * window else middle(trace, window)
@@ -127,14 +127,16 @@ def _servable(trace: Trace, llm: Llm) -> tuple[Trace, tuple[str, ...]]:
 
 
 def _fitting(
-    deployments: Sequence[Deployment], llm: Llm, gpu: Gpu, profile: Profile
+    deployments: Sequence[Deployment], llm: Llm, gpu: Gpu, profile: Profile, trace: Trace
 ) -> tuple[dict[int, MemoryPlan], dict[int, Skipped]]:
     """The memory plans of the deployments that fit, by number, and the others with their sums."""
     memories: dict[int, MemoryPlan] = {}
     skipped: dict[int, Skipped] = {}
     for index, deployment in enumerate(deployments):
         try:
-            memories[index] = memory_plan(deployment, llm, gpu, profile)
+            memories[index] = memory_plan(
+                deployment, llm, gpu, profile, trace.longest_prompt(llm.max_context)
+            )
         except DoesNotFit as reason:
             skipped[index] = Skipped(deployment.name, deployment, str(reason))
     if not deployments:

@@ -120,7 +120,8 @@ class ChunkedWorker(Worker):
             waiting.popleft()
             self.queue.head_changed()
             reused = pool.admit(request, tokens)
-            self.log.reused[request] += reused
+            if request not in world.generated:
+                self.log.reused[request] = reused
             partial = Partial(request, reused, tokens)
             self.partials.append(partial)
             size = min(budget, tokens - reused)

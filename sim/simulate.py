@@ -37,7 +37,9 @@ def simulate(
     Raises `DoesNotFit` where the deployment does not fit the GPU's memory.
     """
     profile = profile if profile is not None else profile_for(gpu.name)
-    memory = memory_plan(deployment, llm, gpu, profile)
+    if until is not None and not until > 0:
+        raise ValueError(f"until is {until}; accepted: seconds above 0")
+    memory = memory_plan(deployment, llm, gpu, profile, trace.longest_prompt(llm.max_context))
     if physics is None:
         physics = Physics.of(deployment, llm, gpu, profile)
     simulation = Simulation(trace, deployment, llm, memory, physics, profile, gpu)

@@ -75,8 +75,8 @@ class Worker(Decoder, ABC):
                 break
             waiting.popleft()
             reused = pool.admit(request, tokens)
-            if reused:
-                self.log.reused[request] += reused
+            if reused and not (generated and request in generated):
+                self.log.reused[request] = reused
             prompts.append((request, tokens, reused))
             new_tokens += tokens - reused
         if prompts and self.queue.is_shared:

@@ -11,6 +11,23 @@ from splitwiser.sim.log import Log
 from splitwiser.sim.queues import Source
 
 
+class Link:
+    """A way for copies: PCIe, or one place of the device's memory to another; one copy at a time.
+
+    Copies slow no step beside them: their traffic is small against a step's.
+    """
+
+    def __init__(self, env: Environment) -> None:
+        self._env = env
+        self._free_at = 0.0
+
+    def copy(self, seconds: float) -> float:
+        """Begin a copy of so many seconds behind those under way; the time until it has ended."""
+        now = self._env.now
+        self._free_at = max(now, self._free_at) + seconds
+        return self._free_at - now
+
+
 @dataclass(slots=True)
 class World:
     """What the workers of one simulation share."""
@@ -24,6 +41,7 @@ class World:
     window: int | None
     swap: bool  # preempt by swapping to host memory, not by recomputing
     swap_seconds_per_block: float
+    host_link: Link
     generated: dict[int, tuple[int, float]] = field(default_factory=dict)  # of preempted requests
 
     def tokens_to_compute(self, request: int) -> int:

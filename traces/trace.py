@@ -134,6 +134,10 @@ class Trace:
             return None
         return float(self.prefix.hit_tokens(self.prompt_tokens).sum() / self.prompt_tokens.sum())
 
+    def longest_prompt(self, below: int) -> int:
+        """Tokens of the longest prompt that has fewer than *below*; 0 where none has."""
+        return int(self.prompt_tokens[self.prompt_tokens < below].max(initial=0))
+
     def describe(self) -> dict[str, object]:
         """The statistics that traces are published with, as plain values for a table or JSON.
 

@@ -263,6 +263,7 @@ def predict_generate(row: GenerateRow, llm: Llm, gpu: Gpu, profile: Profile) -> 
         overhead=fmean(step.overhead for step in steps),
         compute=fmean(step.compute for step in steps),
         memory=fmean(step.memory for step in steps),
+        prompt=fmean(step.prompt for step in steps),
     )
     rate = sharing_for(row.sharing, profile).rates([mean] * row.processes)[0]
     return row.processes * rate / (mean.seconds * len(steps))

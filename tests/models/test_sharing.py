@@ -206,3 +206,13 @@ def test_overlap_of_two_shares(own: float, other: float) -> None:
     assert 0.0 <= part <= 1.0 + 1e-12
     assert (part == 0.0) == (own + other <= 1.0)
     assert overlap(own, 1.0, own + 1.0) == pytest.approx(1.0)
+
+
+@given(demand=demands(), count=st.integers(2, 6), profile=PROFILES)
+def test_streams_of_one_phase_have_no_priority(
+    demand: Demand, count: int, profile: Profile
+) -> None:
+    """Tasks of the same phase wait for one another under streams as under MPS without limits."""
+    tasks = [demand._replace(sm_share=1.0)] * count
+    streams, mps = (sharing_for(regime, profile).rates(tasks) for regime in ("streams", "mps"))
+    assert streams == pytest.approx(mps, rel=1e-12)

@@ -9,7 +9,7 @@ what it waits for.
 from __future__ import annotations
 
 from functools import partial
-from math import ceil, inf
+from math import inf
 
 import numpy as np
 from reference_engines import Chunked, Continuous, Static
@@ -53,7 +53,7 @@ def simulate_slowly(
         2 * memory.block_bytes / gpu.bandwidth,
         profile.value("handover"),
     )
-    ready = deployment.start == "ready"
+    ready = deployment.start != "staggered"
     requests = [
         Request(
             i,
@@ -65,7 +65,7 @@ def simulate_slowly(
         for i in range(len(trace))
     ]
     world = World(physics, trace.max_concurrency, requests)
-    most = min((total - ceil(0.01 * total)) * deployment.block_size for total in pools)
+    most = min((total - int(0.01 * total)) * deployment.block_size for total in pools)
     world.never = {r.number for r in requests if r.prompt >= llm.max_context or r.prompt > most}
     build = _split if deployment.workers[0].phase != "both" else _engines
     hashing = trace.prefix is not None and deployment.prefix_caching

@@ -24,7 +24,7 @@ class Continuous(Server):
             if self.swapped:
                 copied = self.swap_in()
                 if copied:
-                    yield Sleep(copied * self.model.swap_seconds_per_block)
+                    yield Sleep(self.world.host_copy(copied * self.model.swap_seconds_per_block))
                     continue
             elif self.line.waiting and len(self.batch) < self.max_seqs:
                 prompts = self.admit(self.max_seqs - len(self.batch))
@@ -55,7 +55,7 @@ class Chunked(Server):
             if self.swapped:
                 copied = self.swap_in()
                 if copied:
-                    yield Sleep(copied * self.model.swap_seconds_per_block)
+                    yield Sleep(self.world.host_copy(copied * self.model.swap_seconds_per_block))
                     continue
             if self.partials or (
                 self.line.waiting and not self.swapped and len(self.batch) < self.max_seqs
@@ -90,7 +90,8 @@ class Chunked(Server):
                 break
             self.line.pop()
             reused = self.pool.admit(request, request.to_compute)
-            request.reused += reused
+            if not request.times:
+                request.reused = reused
             part = Partial(request, reused, request.to_compute)
             self.partials.append(part)
             chunks.append((part, min(budget, part.tokens - reused)))

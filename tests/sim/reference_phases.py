@@ -38,7 +38,7 @@ class Decoder(Server):
         while True:
             copied = self.swap_in()
             if copied:
-                yield Sleep(copied * self.model.swap_seconds_per_block)
+                yield Sleep(self.world.host_copy(copied * self.model.swap_seconds_per_block))
                 continue
             ready = self.inbox if self.source is None else self.copied
             while ready and len(self.batch) < self.max_seqs:
@@ -63,7 +63,7 @@ class Decoder(Server):
             self.pool.admit(sequence.request, sequence.kv)
             self.copying += 1
             seconds = self.pool.blocks(sequence.kv) * self.model.copy_seconds_per_block
-            self.world.at(self.world.now + seconds, partial(self.end_copy, sequence))
+            self.world.at(self.world.device_copy(seconds), partial(self.end_copy, sequence))
 
     def end_copy(self, sequence: Sequence) -> None:
         assert self.source is not None

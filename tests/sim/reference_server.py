@@ -59,7 +59,7 @@ class Server:
         while self.batch and self.needed() > self.pool.free:
             copied = self.preempt()
             if copied:
-                yield Sleep(copied * self.model.swap_seconds_per_block)
+                yield Sleep(self.world.host_copy(copied * self.model.swap_seconds_per_block))
 
     def grow(self) -> None:
         for sequence in self.batch:
@@ -79,7 +79,7 @@ class Server:
         size, until = self.stated_for
         fresh = any(sequence.fresh for sequence in self.batch)
         if self.stated is None or fresh or size != len(self.batch) or self.attended >= until:
-            self.stated = cost.demand(self.attended)
+            self.stated = cost.demand(1.125 * self.attended)
             self.stated_for = (len(self.batch), 1.125 * self.attended)
         return self.stated
 
@@ -149,7 +149,8 @@ class Server:
                 break
             self.line.pop()
             reused = self.pool.admit(request, request.to_compute)
-            request.reused += reused
+            if not request.times:
+                request.reused = reused
             prompts.append((request, reused))
             new += request.to_compute - reused
         return prompts

@@ -88,7 +88,7 @@ class Pool:
         self.users: dict[int, int] = {}  # of every hashed block that is there
         self.idle: list[int] = []  # hashed blocks without users, longest idle first
         self.on_free: list[Callable[[], None]] = []
-        self.watermark = ceil(0.01 * total)
+        self.watermark = int(0.01 * total)
 
     def blocks(self, tokens: int) -> int:
         return ceil(tokens / self.size)
@@ -199,6 +199,17 @@ class World:
         self._count = 0
         self._issued = self._delivered = 0
         self._limit = limit
+        self._host_free = self._device_free = 0.0  # when the ways for copies are free again
+
+    def host_copy(self, seconds: float) -> float:
+        """Seconds until a copy over PCIe is over; copies go one after another."""
+        self._host_free = max(self.now, self._host_free) + seconds
+        return self._host_free - self.now
+
+    def device_copy(self, seconds: float) -> float:
+        """When a copy within the device's memory is over."""
+        self._device_free = max(self.now, self._device_free) + seconds
+        return self._device_free
 
     def at(self, time: float, act: Callable[[], None]) -> None:
         self._count += 1

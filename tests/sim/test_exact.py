@@ -124,7 +124,7 @@ def assert_same(case: Case, unfinished: bool = False) -> tuple[Result, list[Requ
     """Run both simulators, and compare every request and every token."""
     fast = case.fast()
     slow = case.slow(fast.meta["num_gpu_blocks"])
-    frontend = case.deployment.tokenize_s if case.deployment.start == "ready" else 0.0
+    frontend = 0.0 if case.deployment.start == "staggered" else case.deployment.tokenize_s
     tokens = fast.timeline.token_times(np.arange(len(fast)), fast.first_token, fast.finished)
     for i in range(len(fast)):
         request = slow[i]
