@@ -67,6 +67,7 @@ class Simulation:
             else SharedDevice(self.env, physics.sharing, self.log)
         )
         prompts = trace.prompt_tokens.tolist()
+        self._max_context = llm.max_context
         self._longest_prompt = trace.longest_prompt(llm.max_context)
         room = (llm.max_context - trace.prompt_tokens).clip(min=0)
         self.truncated = int((trace.output_tokens > room)[room > 0].sum())
@@ -95,7 +96,7 @@ class Simulation:
             self._build_engines()
         else:
             self._build_split()
-        self.source.never = self._never(llm.max_context)
+        self.source.never = self._never()
         self.source.begin()
         for worker, ready in zip(self.workers, self._ready(), strict=True):
             life = worker.run()
@@ -256,13 +257,31 @@ class Simulation:
             for r in range(count)
         ]
 
-    def _never(self, max_context: int) -> frozenset[int]:
+    def _never(self) -> frozenset[int]:
         """The requests that can never be served: no room in the context, or in a pool."""
         prompts = self._trace.prompt_tokens
-        most = min(
+        too_long = (prompts >= self._max_context) | (prompts > self._most_tokens)
+        return frozenset(np.flatnonzero(too_long).tolist())
+
+    @property
+    def _most_tokens(self) -> int:
+        """Tokens of the longest prompt that every pool can admit."""
+        return min(
             (pool.total - int(WATERMARK * pool.total)) * pool.block_size for pool in self.pools
         )
-        return frozenset(np.flatnonzero((prompts >= max_context) | (prompts > most)).tolist())
+
+    def refusals(self) -> list[str]:
+        """What to say of the requests that were not served, and why."""
+        outcome = self.log.outcome
+        told = []
+        if rejected := outcome.count(Log.REJECTED):
+            told.append(
+                f"{rejected} requests rejected: no room for their prompts in the context of "
+                f"{self._max_context} tokens, or in a KV pool of {self._most_tokens} tokens"
+            )
+        if aborted := outcome.count(Log.ABORTED):
+            told.append(f"{aborted} requests aborted: they outgrew the KV pool")
+        return told
 
     @property
     def issued(self) -> NDArray[np.float64]:

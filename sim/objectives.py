@@ -61,6 +61,24 @@ def parse_goodput(texts: Iterable[str]) -> dict[str, float]:
     return objectives
 
 
+def check_goodput(goodput: Mapping[str, float]) -> None:
+    """Raise ValueError, in one line, unless *goodput* holds seconds by metric."""
+    if not isinstance(goodput, Mapping) or not goodput:
+        raise ValueError(
+            f"goodput is {_shown(goodput)}; a mapping of metrics ({', '.join(OBJECTIVES)}) to seconds is needed"
+        )
+    for metric, seconds in goodput.items():
+        if metric not in OBJECTIVES:
+            raise ValueError(
+                f"goodput: unknown metric {_shown(metric)}; known: {', '.join(OBJECTIVES)}"
+            )
+        most = MOST_MS / 1e3
+        if not isinstance(seconds, (int, float)) or not LEAST_MS / 1e3 <= seconds <= most:
+            raise ValueError(
+                f"goodput: {metric} is {_shown(seconds)}; accepted: seconds, {LEAST_MS / 1e3:g} to {most:g}"
+            )
+
+
 def _milliseconds(value: str, text: str) -> float:
     match = _NUMBER.fullmatch(value.lower())
     if match is None:

@@ -14,6 +14,7 @@ from splitwiser.models.profile import Profile, profile_for
 from splitwiser.sim.answer import Limit, Plan, Row, Skipped
 from splitwiser.sim.candidates import candidates
 from splitwiser.sim.deployment import Deployment
+from splitwiser.sim.objectives import check_goodput
 from splitwiser.sim.parallel import Progress, Question, Searches, Task
 from splitwiser.sim.physics import memory_plan
 from splitwiser.sim.replications import REPLICATIONS, limits, resampled
@@ -65,9 +66,13 @@ def plan(
     nearest, and ValueError for a trace that has no rate to scale.
     """
     profile = profile if profile is not None else profile_for(gpu.name)
+    check_goodput(goodput)
     trace, notes = _servable(trace, llm)
     check_scalable(trace)
     asked = list(candidates(llm, gpu) if deployments is None else deployments)
+    if any(deployment.start != "ready" for deployment in asked):
+        notes = (*notes, "planned with processes that run already: start-up does not count")
+        asked = [replace(deployment, start="ready") for deployment in asked]
     memories, skipped = _fitting(asked, llm, gpu, profile, trace)
     question = Question(llm, gpu, profile, dict(goodput), target, confidence)
     searches = Searches(question, jobs, backend, progress)
@@ -202,7 +207,7 @@ def _too_short(row: Row, trace: Trace) -> tuple[str, ...]:
         return ()
     note = (
         f"{len(trace)} requests last {lasts:.3g} s at that rate, {lasts / latency:.2g} times the p90 of "
-        "e2el: too short for queues to form, so the rates are too high; give more requests"
+        "e2el: too short for queues to form, so the rates are not to be trusted; give more requests"
     )
     return (note,)
 

@@ -50,7 +50,11 @@ class ShortestPromptFirst:
 
 def waiting_line(order: str, prompt_tokens: Sequence[int]) -> Waiting:
     """An empty waiting line for an admission order: "fcfs" or "shortest_prompt"."""
-    return deque() if order == "fcfs" else ShortestPromptFirst(prompt_tokens)
+    lines: dict[str, Callable[[], Waiting]] = {
+        "fcfs": deque,
+        "shortest_prompt": lambda: ShortestPromptFirst(prompt_tokens),
+    }
+    return lines[order]()
 
 
 class Queue:

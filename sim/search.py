@@ -16,6 +16,7 @@ from splitwiser.models.gpu import Gpu
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile, profile_for
 from splitwiser.sim.deployment import Deployment
+from splitwiser.sim.objectives import check_goodput
 from splitwiser.sim.physics import Physics
 from splitwiser.sim.trial import PARTS, Experiment, Saturation, Trial
 from splitwiser.traces.trace import Trace
@@ -83,6 +84,7 @@ def capacity(
     `DoesNotFit`, and ValueError for a trace without a rate to scale.
     """
     check_scalable(trace)
+    check_goodput(goodput)
     for name, share in (("target", target), ("confidence", confidence)):
         if not 0 < share < 1:
             raise ValueError(f"{name} = {share}: a share above 0 and below 1")

@@ -51,6 +51,7 @@ def simulate(
             f"{simulation.truncated} requests would outgrow the context of {llm.max_context} tokens; "
             "their output ends there"
         )
+    notes.extend(simulation.refusals())
     return Result.from_log(
         simulation.log,
         arrival=simulation.issued,

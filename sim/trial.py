@@ -25,6 +25,7 @@ from splitwiser.traces.trace import MAX_SECONDS, Trace
 # requests count at every rate (common random numbers); MSER-5 would choose others at each.
 WARM_UP = 0.05
 PARTS = 20  # consecutive parts of the trace that stand for replications (batch means)
+FULL_BATCHES = 8  # that the requests should fill, for their completions to tell a rate
 FULL = 0.95  # of the KV blocks in use: nothing to speak of can be admitted
 ALONE_GAP_S = 1e4  # between two requests, so that none meets another
 PERCENTILES = (50, 90, 99)
@@ -55,8 +56,16 @@ class Experiment:
         )
 
     def saturation(self) -> Saturation:
-        """Let all requests wait from the start, and see how fast they are completed."""
-        result = self._play(self.trace.retimed(np.zeros(len(self.trace))))
+        """Let all requests wait from the start, and see how fast they are completed.
+
+        A trace of fewer requests than several full batches is repeated: it would end before the
+        batches are full.
+        """
+        slots = sum(g.max_num_seqs for g in self.deployment.each() if g.phase != "prefill")
+        trace = self.trace.retimed(np.zeros(len(self.trace)))
+        if len(trace) < FULL_BATCHES * slots:
+            trace = trace.take(np.arange(FULL_BATCHES * slots) % len(trace))
+        result = self._play(trace)
         return Saturation.of(np.sort(result.finished[~np.isnan(result.finished)]))
 
     def _play(self, trace: Trace) -> Result:

@@ -229,3 +229,12 @@ def test_any_text_is_a_deployment_or_refused_in_one_line(text: str) -> None:
     else:
         tomllib.loads(text)
         assert parse(to_toml(made)) == made
+
+
+def test_every_key_is_documented() -> None:
+    """docs/deployments.md has a row for every key that a TOML file may hold."""
+    text = (Path(__file__).parents[2] / "docs" / "deployments.md").read_text("utf-8")
+    for kind in (Deployment, Workers):
+        for key in fields(kind):
+            if key.name != "workers":
+                assert f"| `{key.name}` |" in text, key.name

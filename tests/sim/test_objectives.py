@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitwiser.sim.objectives import misses, parse_goodput
+from splitwiser.sim.objectives import check_goodput, misses, parse_goodput
 
 
 def test_milliseconds_become_seconds() -> None:
@@ -84,3 +85,14 @@ def test_a_request_misses_what_it_exceeds_and_everything_if_it_never_finished() 
     late = misses(result, {"ttft": 0.5, "tpot": 0.05})
     assert late["ttft"].tolist() == [False, True, False, True]
     assert late["tpot"].tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    "goodput",
+    [{}, {"ttft": -1.0}, {"ttft": float("nan")}, {"foo": 1.0}, ["ttft:500"], {"tpot": 1e6}],
+)
+def test_objectives_from_python_are_checked(goodput: Any) -> None:
+    """What is no mapping of known metrics to sensible seconds is refused in one line."""
+    with pytest.raises(ValueError, match="goodput") as caught:
+        check_goodput(goodput)
+    assert "\n" not in str(caught.value)
