@@ -85,6 +85,7 @@ class Decoder:
         self.watermark = int(WATERMARK * pool.total)
         self._needs_demand = world.device.needs_demand
         self._lines: dict[int, Line] = {}  # by batch size
+        self._prompt_costs: dict[int, StepCost] = {}  # of single prompts, by length
         self._stated = NOTHING  # the demand of the decode batch, as it was last stated
         self._stated_size = 0
         self._stated_until = 0.0  # attended tokens

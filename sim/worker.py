@@ -13,11 +13,8 @@ from simpy import Event
 
 from splitwiser.models.cost import StepCost
 from splitwiser.models.work import prompt_pairs
-from splitwiser.sim.decoding import Costs, Decoder
-from splitwiser.sim.kv import BlockPool
+from splitwiser.sim.decoding import Decoder
 from splitwiser.sim.log import pack_stay
-from splitwiser.sim.queues import Queue
-from splitwiser.sim.world import World
 
 T = TypeVar("T")
 Steps = Generator[Event, Any, None]
@@ -32,19 +29,6 @@ class Worker(Decoder, ABC):
 
     Subclasses say in `run` what they do next; what they wait for brings the time.
     """
-
-    def __init__(
-        self,
-        world: World,
-        index: int,
-        cost: Costs,
-        queue: Queue,
-        pool: BlockPool,
-        max_seqs: int,
-        max_tokens: int,
-    ) -> None:
-        super().__init__(world, index, cost, queue, pool, max_seqs, max_tokens)
-        self._prompt_costs: dict[int, StepCost] = {}  # of single prompts, by length
 
     @abstractmethod
     def run(self) -> Steps:
