@@ -118,7 +118,6 @@ class Simulation:
         for request in self.source.never:
             if until is None or self.source.arrival[request] <= until:
                 self.log.outcome[request] = Log.REJECTED
-
         return until
 
     def _run_in_parts(self, until: float | None, progress: Progress) -> float | None:

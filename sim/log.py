@@ -58,7 +58,6 @@ class Log:
         self.first_token = [nan] * requests
         self.finished = [nan] * requests
         self.preemptions = array("i", [0]) * requests
-        self.generated = array("q", [0]) * requests
         self.reused = array("q", [0]) * requests  # prompt tokens found in the prefix cache
         self.outcome = array("b", [0]) * requests
 

@@ -42,7 +42,8 @@ class Worker(Decoder, ABC):
     def admit(self, room: int) -> Prompts:
         """Take what waits, in order, that fits the pool, `room` sequences and `max_tokens` tokens.
 
-        A prompt longer than `max_tokens` runs alone, as under vLLM without chunked prefill.
+        A prompt longer than `max_tokens` runs alone (vLLM without chunking refuses it); the memory
+        plan has room for the longest.
         """
         waiting, pool, world = self.queue.waiting, self.pool, self.world
         generated = world.generated
