@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from math import ceil, inf
+from math import inf
 from typing import TypeVar
 
 import numpy as np
@@ -15,14 +15,14 @@ from splitwiser.models.gpu import Gpu
 from splitwiser.models.llm import Llm
 from splitwiser.models.memory import MemoryPlan
 from splitwiser.models.profile import Profile
-from splitwiser.sim.decoding import WATERMARK
+from splitwiser.sim.admission import Limits, Outputs, routes, split_pools, waiting_line
 from splitwiser.sim.deployment import Deployment, Workers
 from splitwiser.sim.device import Device, ExclusiveDevice, SharedDevice
 from splitwiser.sim.kv import BlockPool, PrefixPool
 from splitwiser.sim.log import Log
 from splitwiser.sim.phases import DecodeWorker, PrefillWorker
 from splitwiser.sim.physics import Physics
-from splitwiser.sim.queues import Queue, Source, waiting_line
+from splitwiser.sim.queues import Queue, Source
 from splitwiser.sim.schedulers import ChunkedWorker, ContinuousWorker, StaticWorker
 from splitwiser.sim.worker import Steps, Worker
 from splitwiser.sim.world import Link, World
@@ -67,11 +67,8 @@ class Simulation:
             else SharedDevice(self.env, physics.sharing, self.log)
         )
         prompts = trace.prompt_tokens.tolist()
-        self._max_context = llm.max_context
         self._longest_prompt = trace.longest_prompt(llm.max_context)
-        room = (llm.max_context - trace.prompt_tokens).clip(min=0)
-        self.truncated = int((trace.output_tokens > room)[room > 0].sum())
-        self.output_tokens = trace.output_tokens.clip(max=room)
+        self.outputs = Outputs.of(trace.prompt_tokens, trace.output_tokens, llm.max_context)
         copy = profile.value("pcie_efficiency") * gpu.pcie
         self._block_copy = 2 * memory.block_bytes / gpu.bandwidth  # read here, written there
         self._copies = Link(self.env)
@@ -84,7 +81,7 @@ class Simulation:
             log=self.log,
             source=self.source,
             prompt_tokens=prompts,
-            output_tokens=self.output_tokens.tolist(),
+            output_tokens=self.outputs.tokens.tolist(),
             window=llm.sliding_window,
             swap=deployment.preemption == "swap",
             swap_seconds_per_block=memory.block_bytes / copy,
@@ -96,7 +93,10 @@ class Simulation:
             self._build_engines()
         else:
             self._build_split()
-        self.source.never = self._never()
+        self._limits = Limits.of(
+            llm.max_context, (pool.total for pool in self.pools), deployment.block_size
+        )
+        self.source.never = self._limits.never(trace.prompt_tokens)
         self.source.begin()
         for worker, ready in zip(self.workers, self._ready(), strict=True):
             life = worker.run()
@@ -137,20 +137,9 @@ class Simulation:
     def _build_engines(self) -> None:
         """Whole engines, each with a pool of its own."""
         groups = list(self.deployment.each())
-        count, requests = len(groups), len(self._trace)
-        routing = self.deployment.routing
-        if routing == "shared_queue" or count == 1:
-            lines = [range(requests)]
-        elif routing == "contiguous":
-            lines = [
-                range(requests * r // count, requests * (r + 1) // count) for r in range(count)
-            ]
-            self.source.queue_of = lambda request: (count * (request + 1) - 1) // requests
-        else:
-            lines = [range(r, requests, count) for r in range(count)]
-            self.source.queue_of = lambda request: request % count
+        lines, self.source.queue_of = routes(self.deployment.routing, len(groups), len(self._trace))
         queues = [self._queue(line) for line in lines]
-        queues[0].is_shared = len(queues) < count
+        queues[0].is_shared = len(queues) < len(groups)
         for index, group in enumerate(groups):
             pool = self._pool(self._memory.blocks, hashed=group.scheduler != "static")
             queue = queues[index % len(queues)]
@@ -163,7 +152,7 @@ class Simulation:
         separate = self.deployment.kv == "separate"
         decoders: list[DecodeWorker] = []
         groups = list(self.deployment.each())
-        prefill_pool, decode_pools = self._split_pools(groups)
+        prefill_pool, decode_pools = self._split_pools()
         for index, group in enumerate(groups):
             if group.phase == "decode":
                 pool = decode_pools[len(decoders) % len(decode_pools)]
@@ -181,23 +170,14 @@ class Simulation:
                 prefiller.handover_seconds = self._profile.value("handover")
         prefill_pool.on_free.append(queue.memory_came_free)
 
-    def _split_pools(self, groups: Sequence[Workers]) -> tuple[BlockPool, list[BlockPool]]:
-        """The prefill side's pool, and those of the decode processes.
-
-        With separate pools the prefill side gets room for two batches of each process (one
-        computed, one being copied out), at most half of the memory; the decode processes share the
-        rest equally.
-        """
-        total = self._memory.blocks
-        if self.deployment.kv == "shared":
-            pool = self._pool(total)
+    def _split_pools(self) -> tuple[BlockPool, list[BlockPool]]:
+        """The prefill side's pool, and those of the decode processes."""
+        blocks = split_pools(self.deployment, self._memory.blocks, self._longest_prompt)
+        pool = self._pool(blocks.prefill)
+        if blocks.decode is None:
             return pool, [pool]
-        batches = sum(2 * g.max_num_batched_tokens for g in groups if g.phase == "prefill")
-        longest = self._longest_prompt / (1 - WATERMARK)
-        prefill = min(total // 2, ceil(max(batches, longest) / self.deployment.block_size))
-        decoders = sum(1 for g in groups if g.phase == "decode")
-        each = (total - prefill) // decoders
-        return self._pool(prefill), [self._pool(each, hashed=False) for _ in range(decoders)]
+        decoders = sum(g.processes for g in self.deployment.workers if g.phase == "decode")
+        return pool, [self._pool(blocks.decode, hashed=False) for _ in range(decoders)]
 
     def _pool(self, blocks: int, hashed: bool = True) -> BlockPool:
         prefix = self._trace.prefix
@@ -256,31 +236,10 @@ class Simulation:
             for r in range(count)
         ]
 
-    def _never(self) -> frozenset[int]:
-        """The requests that can never be served: no room in the context, or in a pool."""
-        prompts = self._trace.prompt_tokens
-        too_long = (prompts >= self._max_context) | (prompts > self._most_tokens)
-        return frozenset(np.flatnonzero(too_long).tolist())
-
-    @property
-    def _most_tokens(self) -> int:
-        """Tokens of the longest prompt that every pool can admit."""
-        return min(
-            (pool.total - int(WATERMARK * pool.total)) * pool.block_size for pool in self.pools
-        )
-
     def refusals(self) -> list[str]:
         """What to say of the requests that were not served, and why."""
         outcome = self.log.outcome
-        told = []
-        if rejected := outcome.count(Log.REJECTED):
-            told.append(
-                f"{rejected} requests rejected: no room for their prompts in the context of "
-                f"{self._max_context} tokens, or in a KV pool of {self._most_tokens} tokens"
-            )
-        if aborted := outcome.count(Log.ABORTED):
-            told.append(f"{aborted} requests aborted: they outgrew the KV pool")
-        return told
+        return self._limits.refusals(outcome.count(Log.REJECTED), outcome.count(Log.ABORTED))
 
     @property
     def issued(self) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from simpy import Event
 
 from splitwiser.models.cost import StepCost
+from splitwiser.sim.admission import WATERMARK
 from splitwiser.sim.batch import DecodeBatch, Member
 from splitwiser.sim.device import NOTHING, Task
 from splitwiser.sim.kv import BlockPool
@@ -19,7 +20,6 @@ from splitwiser.sim.log import pack_stay
 from splitwiser.sim.queues import Queue
 from splitwiser.sim.world import World
 
-WATERMARK = 0.01  # of the pool stays free when a prompt is admitted (vLLM's default)
 REREAD = 1.125  # a decode batch states its demand anew when its attended tokens grew by this factor
 
 

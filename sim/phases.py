@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from simpy import Event
 
-from splitwiser.sim.decoding import WATERMARK
+from splitwiser.sim.admission import WATERMARK
 from splitwiser.sim.kv import BlockPool
 from splitwiser.sim.worker import Steps, Worker
 from splitwiser.sim.world import Link

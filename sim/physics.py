@@ -53,7 +53,7 @@ def memory_plan(
     Raises `DoesNotFit` with the sum written out.
     """
     groups = list(deployment.each())
-    tokens = [_most_tokens(group, min(longest_prompt, llm.max_context)) for group in groups]
+    tokens = [most_tokens(group, min(longest_prompt, llm.max_context)) for group in groups]
     seqs = [group.max_num_seqs for group in groups]
     if deployment.sharing in ONE_PROCESS:
         tokens, seqs = [sum(tokens)], [sum(seqs)]
@@ -73,7 +73,7 @@ def memory_plan(
     )
 
 
-def _most_tokens(group: Workers, longest_prompt: int) -> int:
+def most_tokens(group: Workers, longest_prompt: int) -> int:
     """The most tokens of one step of a process."""
     if group.phase == "decode":
         return group.max_num_seqs

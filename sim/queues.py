@@ -1,60 +1,14 @@
-"""Where requests wait: arrival, concurrency limit, admission order."""
+"""Where requests wait: arrival and concurrency limit."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from heapq import heappop, heappush
+from collections.abc import Callable
 from math import inf
-from typing import Protocol
 
 from simpy import Environment, Event
 
-
-class Waiting(Protocol):
-    """The part of a deque that a scheduler uses; the head is the next to be admitted."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> int: ...
-    def __iter__(self) -> Iterator[int]: ...
-    def append(self, request: int, /) -> None: ...
-    def appendleft(self, request: int, /) -> None: ...
-    def popleft(self) -> int: ...
-
-
-class ShortestPromptFirst:
-    """Waiting requests by prompt length, then arrival; preempted ones come first, as under vLLM."""
-
-    def __init__(self, prompt_tokens: Sequence[int]) -> None:
-        self._prompt_tokens = prompt_tokens
-        self._heap: list[tuple[int, int]] = []
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def __getitem__(self, index: int) -> int:
-        return self._heap[index][1]  # only the head, 0, is in order
-
-    def __iter__(self) -> Iterator[int]:
-        return (request for _, request in self._heap)
-
-    def append(self, request: int) -> None:
-        heappush(self._heap, (self._prompt_tokens[request], request))
-
-    def appendleft(self, request: int) -> None:
-        heappush(self._heap, (-1, request))
-
-    def popleft(self) -> int:
-        return heappop(self._heap)[1]
-
-
-def waiting_line(order: str, prompt_tokens: Sequence[int]) -> Waiting:
-    """An empty waiting line for an admission order: "fcfs" or "shortest_prompt"."""
-    lines: dict[str, Callable[[], Waiting]] = {
-        "fcfs": deque,
-        "shortest_prompt": lambda: ShortestPromptFirst(prompt_tokens),
-    }
-    return lines[order]()
+from splitwiser.sim.admission import Waiting
 
 
 class Queue:

@@ -45,18 +45,12 @@ def simulate(
     simulation = Simulation(trace, deployment, llm, memory, physics, profile, gpu)
     with _no_garbage_collection():
         until = simulation.run(until, progress)
-    notes = list(trace.notes)
-    if simulation.truncated:
-        notes.append(
-            f"{simulation.truncated} requests would outgrow the context of {llm.max_context} tokens; "
-            "their output ends there"
-        )
-    notes.extend(simulation.refusals())
+    notes = [*trace.notes, *simulation.outputs.notes, *simulation.refusals()]
     return Result.from_log(
         simulation.log,
         arrival=simulation.issued,
         prompt_tokens=trace.prompt_tokens,
-        output_tokens=simulation.output_tokens,
+        output_tokens=simulation.outputs.tokens,
         until=until,
         meta={
             "model_id": llm.name,

@@ -7,7 +7,8 @@ from math import inf
 
 from simpy import Environment, Event
 
-from splitwiser.sim.queues import Queue, Source, waiting_line
+from splitwiser.sim.admission import waiting_line
+from splitwiser.sim.queues import Queue, Source
 
 Life = Generator[Event, None, None]
 
