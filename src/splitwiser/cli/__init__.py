@@ -1,4 +1,4 @@
-"""The command line: `splitwiser plan`, `simulate`, `traces`, `gpus`, `llms`, `profiles`.
+"""The command line: `splitwiser plan`, `simulate`, `run`, `traces`, `gpus`, `llms`, `profiles`.
 
 This module declares the commands; each is imported when it is called, so that `--help` is quick.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
+from splitwiser.cli.console import complain
 from splitwiser.cli.progress import INTERRUPTED
 
 BAD_INPUT = 2
@@ -40,13 +41,18 @@ for _name, _help in (
     ("profiles", "List the cost profiles, or describe one: each constant and its source."),
 ):
     app.command(f"splitwiser.cli.{_name}:app", name=_name, help=_help)
+app.command(
+    "splitwiser.cli.execute:app",  # a module `run` would take the place of the function below
+    name="run",
+    help="Serve traffic for real, with one deployment on this machine's device.",
+)
 
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit status.
 
-    0 is success, 2 bad input (one line on stderr, no traceback), 130 an interrupt, 141 a reader of
-    stdout that went away.
+    0 is success, 1 a plan without a deployment or a run that failed, 2 bad input (one line on
+    stderr, no traceback), 130 an interrupt, 141 a reader of stdout that went away.
     """
     try:
         status = app(list(argv), exit_on_error=False, print_error=False)
@@ -57,18 +63,13 @@ def run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except KeyboardInterrupt:
-        _complain("interrupted")
+        complain("interrupted")
         return INTERRUPTED
     except (CycloptsError, ValueError, OSError, MemoryError) as error:
-        _complain(str(error) or type(error).__name__)
+        complain(str(error) or type(error).__name__)
         return BAD_INPUT
 
 
 def main() -> None:
     """Run the process's own command line, and exit: the entry point of the `splitwiser` script."""
     sys.exit(run(sys.argv[1:]))
-
-
-def _complain(message: str) -> None:
-    """Print *message* as one line on stderr, whatever it holds."""
-    print("splitwiser:", " ".join(message.split()), file=sys.stderr)

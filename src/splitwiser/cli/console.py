@@ -96,6 +96,11 @@ def note(text: str) -> None:
     print("note:", text, file=sys.stderr)
 
 
+def complain(message: str) -> None:
+    """Print *message* as one line on stderr, whatever it holds: why the command ended."""
+    print("splitwiser:", " ".join(message.split()), file=sys.stderr)
+
+
 def check_writable(path: Path) -> None:
     """Raise ValueError unless a file can be written at *path*: to be told before long work.
 
