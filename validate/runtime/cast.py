@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,19 +20,22 @@ from splitwiser.sim.physics import ONE_PROCESS, most_tokens
 from splitwiser.traces.trace import Trace
 from splitwiser.validate.runtime.blocks import BlockAllocator
 from splitwiser.validate.runtime.device import Device, cpu_threads
-from splitwiser.validate.runtime.faults import Process, RunFailed, failing, how_it_died
+from splitwiser.validate.runtime.faults import Process, RunFailed, failing, how_it_died, named
 from splitwiser.validate.runtime.host import work
 from splitwiser.validate.runtime.messages import Failed, Ready
 from splitwiser.validate.runtime.mps import MpsDaemon
 from splitwiser.validate.runtime.owner import Property, own
-from splitwiser.validate.runtime.process import environment
+from splitwiser.validate.runtime.process import environment, is_stopped
 from splitwiser.validate.runtime.room import block_table
 from splitwiser.validate.runtime.scratch import Scratch
 from splitwiser.validate.runtime.staff import Crew, Post, Shared
 from splitwiser.validate.runtime.switchboard import Port
 
 READY_S = 300.0  # for everybody to start, load weights, compile and capture
-STOP_S = 5.0  # for everybody to end a step and leave
+STOP_S = 5.0  # for everybody to end a step
+STOPPED_S = 3.0  # after Ctrl-Z and `fg`, all go on together, but not in the same moment
+LEAVE_S = 3.0  # for a process whose work is done to leave
+KILL_S = 2.0  # for a killed process to be gone
 LOOK_S = 0.2  # between two looks at whether to go on
 
 _spawn = multiprocessing.get_context("spawn")
@@ -64,6 +67,7 @@ class Cast:
         self._owner: BaseProcess | None = None
         self._hosts: list[BaseProcess] = []
         self._holding: list[Connection] = []  # pipes that must not close while the run goes on
+        self._stopped_at: dict[str, float] = {}  # first seen so, by the name of the process
         self._kept = ExitStack()
         self.ports: list[Port] = []
 
@@ -76,15 +80,13 @@ class Cast:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        deadline = monotonic() + (STOP_S if error is None else 0.0)
-        for process in self._hosts:  # those that work first: the owner holds their memory
-            process.join(max(0.0, deadline - monotonic()))
-            _end(process)
+        patience = LEAVE_S if error is None else 0.0
+        _end(self._hosts, patience)  # those that work first: the owner holds their memory
+        for pipe in self._holding if error is None else []:  # the owner's sign to leave
+            pipe.close()
+        _end([] if self._owner is None else [self._owner], patience)
         for pipe in [*self._holding, *(port.connection for port in self.ports)]:
             pipe.close()
-        if self._owner is not None:
-            self._owner.join(STOP_S)
-            _end(self._owner)
         self._kept.close()
 
     @property
@@ -150,7 +152,10 @@ class Cast:
     ) -> BaseProcess:
         process = _spawn.Process(target=target, args=args, name=name, daemon=True)
         with environment({} if self._mps is None else self._mps.environment(percent)):
-            process.start()
+            try:
+                process.start()
+            except BrokenPipeError:
+                raise RunFailed(f"{name} died as it was started") from None
         assert process.pid is not None
         self._scratch.watch(process.pid)
         return process
@@ -163,7 +168,8 @@ class Cast:
         """Wait until every worker can take requests; what each says about itself."""
         owned = self._property(go_on)
         for connection in self._holding[1:]:
-            connection.send(owned)
+            with suppress(OSError):  # it died: whoever looks for its answer tells
+                connection.send(owned)
         say("loading kernels and capturing graphs" if self._device.kind == "cuda" else "loading")
         told: dict[int, dict[str, Any]] = {}
         deadline = monotonic() + READY_S
@@ -212,7 +218,7 @@ class Cast:
         try:
             return pipe.recv()
         except (EOFError, OSError):
-            wait([process.sentinel], LOOK_S)
+            process.join(LOOK_S)
             raise RunFailed(how_it_died(process)) from None
 
     def health(self) -> str | None:
@@ -221,6 +227,16 @@ class Cast:
             return "the MPS daemon died"
         if self._owner is not None and self._owner.exitcode is not None:
             return how_it_died(self._owner)
+        return self._stopped()
+
+    def _stopped(self) -> str | None:
+        """Who has been stopped for long: it would be missed late, or as if it only were slow."""
+        now = monotonic()
+        for process in [*([] if self._owner is None else [self._owner]), *self._hosts]:
+            if process.pid is None or not is_stopped(process.pid):
+                self._stopped_at.pop(process.name, None)
+            elif now - self._stopped_at.setdefault(process.name, now) > STOPPED_S:
+                return f"{named(process)} was stopped, by a signal such as SIGSTOP"
         return None
 
 
@@ -253,8 +269,13 @@ def _name(groups: list[Workers], indices: list[int]) -> str:
     return f"the process of {' and '.join(workers)}"
 
 
-def _end(process: BaseProcess) -> None:
-    """See that a process has ended."""
-    if process.is_alive():
-        process.kill()
-    process.join(STOP_S)
+def _end(processes: Sequence[BaseProcess], patience: float) -> None:
+    """See that processes end: by themselves within *patience* seconds, or else killed."""
+    deadline = monotonic() + patience
+    for process in processes:
+        process.join(max(0.0, deadline - monotonic()))
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+    for process in processes:
+        process.join(KILL_S)

@@ -129,6 +129,8 @@ class StaticEngine(Worker):
                 self._drop(member)
         if not self.batch:
             return self._begin()
+        for member in [m for m in self.batch if not m.outputs and m.length >= self.runner.longest]:
+            self._drop(member)  # it has no room to go on for nothing
         self.make_room()
         return self.decode() if any(member.outputs for member in self.batch) else None
 

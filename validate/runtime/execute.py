@@ -97,6 +97,8 @@ def execute(
         try:
             run.serve(weights, seed, warmup, until, progress, say or (lambda line: None))
         except RunFailed as error:
+            if not run.begun:
+                raise  # nothing is recorded that is worth keeping
             failure = error
             run.failed = True
     recorder.check()
@@ -106,7 +108,7 @@ def execute(
     if tokens is not None:
         tokens.update(enumerate(recorder.tokens))
     if failure is not None:
-        failure.result = result if run.begun else None
+        failure.result = result
         raise failure
     return result
 
@@ -177,16 +179,23 @@ class _Run:
                 self._recorder,
                 prompt_of=partial(prompt_tokens, self._trace, self._llm, seed),
                 limits=self._limits,
-                health=cast.health,
+                health=partial(self._health, cast, progress),
             )
             if warmup:
                 say(f"warming up with {min(warmup, len(self._trace))} requests")
                 router.warm_up(warmup)
             self.begun = True  # what is recorded from here on is worth keeping
+            say(f"serving {len(self._trace)} requests")
             self.ended = router.serve(until, progress)
             self._until = monotonic()
             counts = router.stop(STOP_S)
             self._overheads = self._costs(router, counts)
+
+    def _health(self, cast: Cast, progress: Progress | None) -> str | None:
+        """What is wrong with the processes; in the warm-up also whether to go on."""
+        if not self.begun and progress is not None and not progress(0, len(self._trace)):
+            raise KeyboardInterrupt
+        return cast.health()
 
     def _costs(self, router: Router, counts: dict[int, dict[str, Any]]) -> dict[str, Any]:
         """What the runtime itself took, for the result."""

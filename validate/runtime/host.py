@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,8 +38,9 @@ def work(shared: Shared, crew: Crew) -> None:
         with torch.inference_mode(), ExitStack() as kept:
             _Host(shared, crew, owned, kept).run()
     except Exception as error:  # noqa: BLE001 - whatever it is, the router tells it
-        for post in crew.posts:
-            post.connection.send(Failed(post.index, line_of(error)))
+        with suppress(OSError):  # the router has gone
+            for post in crew.posts:
+                post.connection.send(Failed(post.index, line_of(error)))
 
 
 class _Place(NamedTuple):

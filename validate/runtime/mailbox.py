@@ -8,7 +8,7 @@ from threading import Lock, Thread
 from time import monotonic
 from typing import Any
 
-from splitwiser.validate.runtime.messages import Stop
+from splitwiser.validate.runtime.messages import Stop, send
 
 Letter = tuple[float, Any]  # when a message came, and the message
 
@@ -16,7 +16,8 @@ Letter = tuple[float, Any]  # when a message came, and the message
 class Mailbox:
     """Receives in a thread, so that a message's time is known while the worker waits for a step.
 
-    Where the router has gone, the mailbox says `Stop`.
+    Where the router has gone, the mailbox says `Stop`; where there was no memory for a message, it
+    gives the MemoryError.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -31,7 +32,7 @@ class Mailbox:
         begun = monotonic()
         with self._sending:
             try:
-                self._connection.send(message)
+                send(self._connection, message)
             except OSError:
                 self._letters.put((begun, Stop()))
             self.send_seconds += monotonic() - begun
@@ -58,3 +59,5 @@ class Mailbox:
                 self._letters.put((monotonic(), message))
         except (EOFError, OSError):
             self._letters.put((monotonic(), Stop()))
+        except MemoryError as error:  # the worker raises it
+            self._letters.put((monotonic(), error))

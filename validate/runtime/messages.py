@@ -6,6 +6,8 @@ arrays of int32. A request is its index in the trace; warm-up requests have nega
 
 from __future__ import annotations
 
+import pickle
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,15 +34,16 @@ class Prompt(NamedTuple):
 class Sequence(NamedTuple):
     """A computed prompt for a decode worker, and the blocks that hold its keys and values.
 
-    The last of *tokens* was given by the prompt, and has no keys and values yet; *outputs* counts
-    the tokens to come. *since* is when the prompt was computed.
+    *length* tokens are in the blocks; *token* came after them and has no keys and values yet.
+    *outputs* counts the tokens to come. A worker that cannot keep the sequence gives it back: the
+    router knows its tokens.
     """
 
     request: int
-    tokens: Ids
+    token: int
+    length: int
     outputs: int
     blocks: Ids
-    since: float
 
 
 class Stop(NamedTuple):
@@ -118,3 +121,11 @@ class Stopped(NamedTuple):
 
     worker: int
     about: dict[str, Any]
+
+
+def send(connection: Connection, message: object) -> None:
+    """Send a message, which `Connection.recv` reads.
+
+    `Connection.send` can do more, and takes several times as long to set up.
+    """
+    connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))

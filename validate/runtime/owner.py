@@ -72,9 +72,10 @@ def own(shared: Shared, connection: Connection) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
         handles = tuple(pool.handle for pool in pools)
-        connection.send(Property(weights.handle if weights else None, handles))
+        message: Property | str = Property(weights.handle if weights else None, handles)
     except Exception as error:  # noqa: BLE001 - whatever it is, the router tells it
-        connection.send(line_of(error))
-        return
-    with suppress(EOFError, OSError):
-        connection.recv()
+        message = line_of(error)
+    with suppress(EOFError, OSError):  # the router has gone
+        connection.send(message)
+        if isinstance(message, Property):
+            connection.recv()

@@ -48,8 +48,8 @@ class DecodeWorker(Worker):
         self._inbox.append(
             Running(
                 message.request,
-                message.tokens.tolist(),
-                len(message.tokens) - 1,
+                [message.token],
+                message.length,
                 message.outputs,
                 message.blocks.tolist(),
                 None,

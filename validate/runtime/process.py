@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import parent_process, resource_tracker
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SWITCH_S = 1e-4  # between threads of one process: a launch must not wait for Python's usual 5 ms
@@ -18,9 +20,19 @@ def begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:  # it had died already
+        parent = parent_process()
+        if parent is not None and os.getppid() != parent.pid:  # it had died already
             sys.exit(1)
     sys.setswitchinterval(SWITCH_S)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process has been stopped by a signal such as SIGSTOP, and not been continued."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return stat[stat.rindex(")") + 2] == "T"
 
 
 @contextmanager
@@ -30,6 +42,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
     A variable of CUDA or MPS must be there before the process first touches the device, so it has
     to be inherited. The signal is blocked until `begin` ignores it.
     """
+    resource_tracker.ensure_running()  # starting it with the first process, it would unblock
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

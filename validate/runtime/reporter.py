@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 class Running:
     """A sequence that decodes here, or whose prompt is under way.
 
-    *tokens* are known up to the last step that has ended; *length* (tokens with keys and values)
-    and *outputs* (tokens to come) count the launched steps too.
+    *tokens* are known up to the last step that has ended (of a sequence that was handed over, those
+    from then on); *length* (tokens with keys and values) and *outputs* (tokens to come) count the
+    launched steps too.
     """
 
     request: int

@@ -213,6 +213,9 @@ class Router:
                 self._fail(f"{self._board.who(worker)} said {type(message).__name__} unasked")
 
     def _stepped(self, step: Step) -> None:
+        for request, token, blocks in step.computed:  # first: decode workers wait for them
+            if blocks is not None:
+                self._hand_over(request, token, blocks)
         finished = self._recorder.step(step)
         if finished is None:
             return
@@ -221,13 +224,16 @@ class Router:
         for request, _, blocks in step.computed:
             if blocks is None:
                 self._dispatch.scheduled(request)
-                continue
-            tokens, outputs = self._tokens(request), self._recorder.to_come(request)
-            handed = messages.Sequence(request, tokens, outputs, blocks, step.end)
-            self._board.post(self._dispatch.hand_over(request), handed)
         for request in finished:
             self._dispatch.leave(request)
             self._leave(request, step.end - self._epoch)
+
+    def _hand_over(self, request: int, token: int, blocks: Ids) -> None:
+        """A prompt is computed: its sequence goes on in a decode worker."""
+        length = len(self._prompts[request]) + len(self._recorder.tokens[request])
+        outputs = self._recorder.to_come(request) - 1
+        worker = self._dispatch.hand_over(request)
+        self._board.post(worker, messages.Sequence(request, token, length, outputs, blocks))
 
     def _recompute(self, request: int) -> None:
         """A sequence lost its blocks: its prompt, with all that it generated, is urgent."""

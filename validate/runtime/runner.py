@@ -78,7 +78,8 @@ class Runner:
         self.block_size = block_size
         self.asynchronous = device.type == "cuda"
         self._model = model
-        self._max_seqs = max_seqs
+        # Tokens that a sequence can have here: its block table and the model's positions end.
+        self.longest = min(max_blocks * block_size, model.llm.max_context)
         self._padding = max_seqs  # the slot of padding rows, whose position stays -1
         self._tokens = torch.zeros(max_seqs + 1, dtype=torch.int64, device=device)
         self._positions = torch.full((max_seqs + 1,), -1, dtype=torch.int64, device=device)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from splitwiser.sim.deployment import Workers
 from splitwiser.validate.runtime.faults import Process, failing, how_it_died, named
-from splitwiser.validate.runtime.messages import Failed
+from splitwiser.validate.runtime.messages import Failed, send
 
 PATIENCE_S = 2.0  # for the end of a process whose connection is closed
 
@@ -107,7 +107,7 @@ class Switchboard:
     def _send(self, port: Port) -> None:
         outgoing = self._outgoing[port.index]
         try:
-            port.connection.send(outgoing.popleft())
+            send(port.connection, outgoing.popleft())
         except OSError:  # nobody reads any more; the end of the pipe or process will tell
             outgoing.clear()
 

@@ -112,6 +112,8 @@ class Worker(ABC):
             self._stopped = True
         elif isinstance(message, Prompt):
             self.enqueue(message)
+        elif isinstance(message, MemoryError):
+            raise message
         else:
             raise TypeError(f"worker {self.index} cannot do {type(message).__name__}")
 

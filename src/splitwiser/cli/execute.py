@@ -74,11 +74,14 @@ def run(
         result, failure = _execute(trace, chosen, shape, device, stop, options)
     if stop.asked:
         note("interrupted: what follows is the part that ran")
-    if result is not None:
-        result = with_traffic(result, traffic)
-        report.publish(result, _facts(chosen, result.meta))
+    try:
+        if result is not None:
+            result = with_traffic(result, traffic)
+            report.publish(result, _facts(chosen, result.meta))
+    finally:  # why the run failed is told even where its result cannot be
+        if failure is not None:
+            complain(failure)
     if failure is not None:
-        complain(failure)
         return FAILED
     return INTERRUPTED if stop.asked else 0
 

@@ -87,9 +87,9 @@ class StandIn:
                     self.waiting.appendleft(message)
                 case Prompt():
                     self.waiting.append(message)
-                case Sequence(request, tokens, outputs, blocks, _):
+                case Sequence(request, token, length, outputs, blocks):
                     assert blocks.tolist() == [request % 100, 3]
-                    self.batch[request] = (tokens.tolist(), outputs)
+                    self.batch[request] = ([0] * length + [token], outputs)
                     self.received.append((request, monotonic()))
         return True
 

@@ -236,3 +236,10 @@ def test_until_and_progress_end_a_run() -> None:
         progress=lambda done, known: asked.append(done) or done < 1,
     )  # fmt: skip
     assert 1 <= result.completed.sum() < 12
+
+
+def test_an_ended_row_never_outgrows_its_table() -> None:
+    """A long prompt that ends at once computes on beside a long output, within its block table."""
+    trace = Trace(np.zeros(2), np.array([200, 5]), np.array([2, 150]))
+    result = execute(trace, sequential(), llm_named(LLAMA), "cpu", warmup=0)
+    assert result.completed.all()
