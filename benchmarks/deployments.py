@@ -95,7 +95,7 @@ def _measure(name: str, repeat: int, options: argparse.Namespace) -> None:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     columns = ("arrival", "prompt_tokens", "output_tokens", "scheduled", "first_token", "finished")
-    rows = result.requests()[list(columns)].astype(
+    rows = result.requests[list(columns)].astype(
         {name: "float32" if kind == "float64" else "int32" for name, kind in _kinds(result)}
     )
     rows.to_parquet(options.out / f"{name}-{repeat}.parquet", index=False, compression="zstd")
@@ -153,7 +153,7 @@ def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 def _print(rows: list[dict[str, Any]]) -> None:
     about = rows[0]["provenance"]
     print(
-        f"{MODEL} on {about['name']}, driver {about['driver']}, torch {about['torch']}, "
+        f"{MODEL} on {about['name']}, driver {about.get('driver')}, torch {about['torch']}, "
         f"{about['date'][:10]}\n{rows[0]['traffic']} at {rows[0]['rate']:g} requests/s; "
         "several runs: median (least-most)"
     )

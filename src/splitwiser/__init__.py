@@ -1,6 +1,7 @@
 """How should prefill and decode share one GPU, and what will it carry?
 
-The names below are the public interface; each is imported when it is first used.
+The names below are the public interface; each is imported when it is first used. `execute` alone
+needs torch, which the extra `validate` brings.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ if TYPE_CHECKING:
     from splitwiser.traces.readers import read_trace as read_trace
     from splitwiser.traces.trace import Trace as Trace
     from splitwiser.traces.traffic import random_trace as random_trace
+    from splitwiser.validate.runtime.execute import execute as execute
+    from splitwiser.validate.runtime.faults import RunFailed as RunFailed
 
 _HOME = {
     "Deployment": "sim.deployment",
     "Result": "sim.result",
+    "RunFailed": "validate.runtime.faults",
     "Trace": "traces.trace",
     "Workers": "sim.deployment",
     "deployment": "sim.deployment_file",
+    "execute": "validate.runtime.execute",
     "gpu": "models.gpu",
     "llm": "models.catalogue",
     "load_profile": "models.profile",
@@ -47,10 +52,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Deployment",
     "Result",
+    "RunFailed",
     "Trace",
     "Workers",
     "__version__",
     "deployment",
+    "execute",
     "gpu",
     "llm",
     "load_profile",

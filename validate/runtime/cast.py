@@ -32,9 +32,9 @@ from splitwiser.validate.runtime.staff import Crew, Post, Shared
 from splitwiser.validate.runtime.switchboard import Port
 
 READY_S = 300.0  # for everybody to start, load weights, compile and capture
-STOP_S = 5.0  # for everybody to end a step
+STOP_S = 4.0  # for everybody to end a step
 STOPPED_S = 3.0  # after Ctrl-Z and `fg`, all go on together, but not in the same moment
-LEAVE_S = 3.0  # for a process whose work is done to leave
+LEAVE_S = 2.0  # for a process whose work is done to leave
 KILL_S = 2.0  # for a killed process to be gone
 LOOK_S = 0.2  # between two looks at whether to go on
 

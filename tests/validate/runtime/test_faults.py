@@ -1,0 +1,409 @@
+"""Faults of whole runs, with real processes: how a run ends, what it keeps, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from test_execute import LLAMA, expected
+from test_mps import STAND_IN
+
+from splitwiser.validate.runtime import guardian
+
+if sys.platform != "linux":
+    pytest.skip("processes are watched by /proc", allow_module_level=True)
+
+ENDS_S = 10.0  # a run that cannot go on ends within so many seconds
+LAST_S = 0.5  # multiprocessing's resource tracker leaves when it sees that the main process has
+STARTS_S = 90.0  # for a start, on a machine that is busy
+SERVED_S = 1.0  # of serving, before the blow: some requests have finished, and most have not
+SRC = Path(__file__).parents[3] / "src"
+MARK = "SPLITWISER_TEST_RUN"
+COMMAND = (sys.executable, "-m", "splitwiser", "run")
+DEVICE = ("--model", "tiny-llama", "--device", "cpu", "--json")
+LENGTHS = ("--random-input-len", "32", "--random-output-len", "40")
+ENDLESS = (*DEVICE, *LENGTHS, "--request-rate", "20", "--num-prompts", "2000")
+SHORT = (*DEVICE, *LENGTHS, "--request-rate", "20", "--num-prompts", "10")
+
+THREADS = """
+sharing = "streams"
+[[workers]]
+phase = "prefill"
+[[workers]]
+phase = "decode"
+"""
+
+AGAIN = """
+import sys
+from splitwiser.models.catalogue import llm
+from splitwiser.sim.deployment import continuous
+from splitwiser.traces.arrivals import constant
+from splitwiser.traces.trace import Trace
+from splitwiser.validate import RunFailed, execute
+
+def say(line):
+    print("note:", line, file=sys.stderr, flush=True)
+
+def served(requests):
+    trace = Trace(constant(requests, 20.0), [32] * requests, [40] * requests)
+    return execute(trace, continuous(), llm("tiny-llama"), "cpu", say=say)
+
+if __name__ == "__main__":
+    try:
+        served(2000)
+    except RunFailed as error:
+        result = error.result
+        print(error)
+        print(result.meta["backend"], result.completed.sum(), len(result))
+    print(served(5).completed.sum())
+"""
+TOKENS = """
+import json
+from splitwiser.models.catalogue import llm
+from splitwiser.sim.deployment import split
+from splitwiser.validate import execute
+from test_execute import LLAMA, traffic
+
+if __name__ == "__main__":
+    tokens = {}
+    execute(traffic(), split(), llm(LLAMA), "cpu", tokens=tokens)
+    print(json.dumps([tokens[request] for request in sorted(tokens)]))
+"""
+WITH_MPS = """
+from splitwiser.cli import main
+from splitwiser.validate.runtime.cast import Cast
+from splitwiser.validate.runtime.mps import MpsDaemon
+
+def start(cast, *arguments, original=Cast.start):
+    cast._mps = cast._kept.enter_context(MpsDaemon(cast._scratch))
+    original(cast, *arguments)
+
+if __name__ == "__main__":
+    Cast.start = start
+    main()
+"""
+
+
+class Run:
+    """A run under way, in a process group of its own as a terminal would have it."""
+
+    def __init__(self, folder: Path, *command: str) -> None:
+        self.folder = folder
+        self.directory: Path | None = None  # its private one, once its guardian has been seen
+        self._mark = secrets.token_hex(8)
+        self._out, self._err = folder / f"out-{self._mark}", folder / f"err-{self._mark}"
+        paths = (str(SRC), str(Path(__file__).parent))
+        environment = {**os.environ, MARK: self._mark, "PYTHONPATH": os.pathsep.join(paths)}
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.main = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def await_note(self, text: str) -> None:
+        """Wait until the run has said *text*."""
+        deadline = time.monotonic() + STARTS_S
+        while text not in self._err.read_text():
+            assert self.main.poll() is None and time.monotonic() < deadline, self._err.read_text()
+            time.sleep(0.01)
+
+    def serve(self) -> None:
+        """Wait until the run has served for a while."""
+        self.await_note("note: serving ")
+        time.sleep(SERVED_S)
+
+    def children(self) -> dict[str, int]:
+        """The process ids of the run's children by what they are; hosts are numbered from 0."""
+        found: list[tuple[int, int, bytes]] = []
+        for pid in self._marked():
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            fields = stat[stat.rindex(")") + 2 :].split()
+            if int(fields[1]) == self.main.pid:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                found.append((int(fields[19]), pid, command))
+        named: dict[str, int] = {}
+        spawned = 0
+        for _, pid, command in sorted(found):
+            if b"guardian.py" in command:
+                named["guardian"] = pid
+                self.directory = Path(os.fsdecode(command.split(b"\0")[-2]))
+            elif b"spawn_main" in command:
+                named[f"host {spawned - 1}" if spawned else "owner"] = pid
+                spawned += 1
+        return named
+
+    def child(self, name: str) -> int:
+        """The process id of a child, once it is there."""
+        deadline = time.monotonic() + STARTS_S
+        while (pid := self.children().get(name)) is None:
+            assert time.monotonic() < deadline, self._err.read_text()
+        return pid
+
+    def interrupt(self) -> None:
+        """Ctrl-C: a terminal signals the whole group."""
+        os.killpg(self.main.pid, signal.SIGINT)
+
+    def end(self, within: float = ENDS_S) -> tuple[int, str, list[str]]:
+        """Status, stdout, and the lines of stderr but notes; within that time nothing is left."""
+        status = self.main.wait(within)
+        self.vanish(LAST_S)
+        lines = self._err.read_text().splitlines()
+        return status, self._out.read_text(), [x for x in lines if not x.startswith("note: ")]
+
+    def vanish(self, within: float) -> None:
+        """Wait until no process of the run is left."""
+        deadline = time.monotonic() + within
+        while left := self._marked():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.02)
+
+    def _marked(self) -> list[int]:
+        """All processes that descend from this run, whosever children they are now."""
+        mark, marked = f"{MARK}={self._mark}".encode(), []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    marked.append(int(entry.name))
+            except OSError:  # it has ended, or is not ours
+                continue
+        return [pid for pid in marked if guardian.identify(pid) is not None]
+
+
+Start = Callable[..., Run]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts runs; at the end not one has left a process, a directory or shared memory."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # runs inherit "ignore"
+    shared = memory()
+    runs: list[Run] = []
+
+    def begin(*command: str) -> Run:
+        runs.append(Run(tmp_path, *command))
+        return runs[-1]
+
+    yield begin
+    signal.signal(signal.SIGINT, before)
+    for run in runs:
+        if run.main.poll() is None:
+            run.main.kill()
+        run.main.wait()
+        run.vanish(ENDS_S)
+        assert run.directory is None or not run.directory.exists()
+    assert memory() <= shared
+
+
+def memory() -> set[Path]:
+    """What lies in shared memory that torch or multiprocessing may have put there."""
+    kinds = ("torch_*", "psm_*", "sem.mp-*")
+    return {path for kind in kinds for path in Path("/dev/shm").glob(kind)}
+
+
+def program(folder: Path, text: str) -> tuple[str, str]:
+    """The command that runs a Python program."""
+    path = folder / f"program-{secrets.token_hex(4)}.py"
+    path.write_text(text)
+    return sys.executable, str(path)
+
+
+def command(deployment: str, *options: str) -> tuple[str, ...]:
+    """The command line of a run."""
+    return (*COMMAND, deployment, *options)
+
+
+def check_fates(out: str, lines: list[str]) -> None:
+    """A run printed what had finished, marked the others, and said in one line how many."""
+    told: dict[str, Any] = json.loads(out)
+    assert told["completed"] >= 1
+    assert told["completed"] + told["aborted"] == told["num_prompts"] < 2000
+    assert len(lines) == 1
+    assert lines[0].endswith(f"; {told['completed']} of 2000 requests had finished")
+
+
+VICTIMS = {
+    "owner": ("split", "owner", "owner"),
+    "decode": ("split", "host 1", "decode process 1"),
+    "threads": ("threads.toml", "host 0", "the process of prefill worker 0 and decode worker 1"),
+}
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_killed_process_ends_the_run(start: Start, tmp_path: Path, victim: str) -> None:
+    """Whoever is killed, one line says so, what had finished is kept and the rest is aborted."""
+    (tmp_path / "threads.toml").write_text(THREADS)
+    deployment, child, name = VICTIMS[victim]
+    run = start(*command(deployment, *ENDLESS))
+    run.serve()
+    pid = run.child(child)
+    os.kill(pid, signal.SIGKILL)
+    status, out, lines = run.end()
+    assert status == 1
+    assert lines[0].startswith(f"splitwiser: {name} (pid {pid}) was killed by SIGKILL; ")
+    check_fates(out, lines)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_process_killed_at_the_start_ends_the_run(start: Start, seed: int) -> None:
+    """A process killed at a random moment of the start or warm-up is named in one line."""
+    draw = random.Random(seed)
+    run = start(*command("split", *ENDLESS))
+    pid = run.child(draw.choice(["owner", "host 0", "host 1"]))
+    time.sleep(draw.uniform(0, 2))
+    os.kill(pid, signal.SIGKILL)
+    status, _, lines = run.end()
+    assert (status, len(lines)) == (1, 1)
+    assert f"(pid {pid}) was killed by SIGKILL" in lines[0]
+
+
+def test_a_killed_run_leaves_nothing(start: Start) -> None:
+    """Where the main process is killed, its children and their directory are gone within 5 s."""
+    run = start(*command("split", *ENDLESS))
+    run.serve()
+    assert set(run.children()) == {"guardian", "owner", "host 0", "host 1"}
+    assert run.directory is not None and run.directory.exists()
+    run.main.kill()
+    run.main.wait()
+    run.vanish(5.0)
+    assert not run.directory.exists()
+
+
+def test_a_run_outlives_its_guardian(start: Start) -> None:
+    """Without its guardian a run goes on to its end, and cleans up itself."""
+    run = start(*command("continuous", *SHORT))
+    run.await_note("note: serving ")
+    os.kill(run.child("guardian"), signal.SIGKILL)
+    status, out, lines = run.end(30.0)
+    assert (status, lines) == (0, [])
+    assert json.loads(out)["completed"] == 10
+
+
+def test_after_a_failed_run_the_next_works(start: Start, tmp_path: Path) -> None:
+    """`RunFailed` carries the result so far, and the same process can run again."""
+    run = start(*program(tmp_path, AGAIN))
+    run.serve()
+    pid = run.child("host 0")
+    os.kill(pid, signal.SIGKILL)
+    status, out, lines = run.end(STARTS_S)
+    assert (status, lines) == (0, [])
+    first, kept, second = out.splitlines()
+    assert first.startswith(f"engine process 0 (pid {pid}) was killed by SIGKILL; ")
+    backend, completed, arrived = kept.split()
+    assert backend == "splitwiser-run" and 1 <= int(completed) <= int(arrived) < 2000
+    assert second == "5"
+
+
+def test_a_worker_without_memory_ends_the_run(start: Start, tmp_path: Path) -> None:
+    """A worker that gets no more memory says so in one line, and what had finished is kept."""
+    rows = [f"{place / 20},{32 if place < 60 else 900},20" for place in range(2000)]
+    trace = tmp_path / "grows.csv"
+    trace.write_text("\n".join(["arrived_at,num_prefill_tokens,num_decode_tokens", *rows]))
+    run = start(*command("split", *DEVICE, "--trace", str(trace)))
+    run.serve()
+    pid = run.child("host 0")
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+    status, out, lines = run.end()
+    assert status == 1
+    assert lines[0].startswith(f"splitwiser: prefill process 0 (pid {pid}) ran out of memory: ")
+    check_fates(out, lines)
+
+
+def test_a_stopped_worker_ends_the_run(start: Start) -> None:
+    """A worker that a signal has stopped is noticed long before it would count as stalled."""
+    run = start(*command("split", *ENDLESS))
+    run.serve()
+    pid = run.child("host 1")
+    os.kill(pid, signal.SIGSTOP)
+    status, out, lines = run.end()
+    assert status == 1
+    assert lines[0].startswith(f"splitwiser: decode process 1 (pid {pid}) was stopped, ")
+    check_fates(out, lines)
+
+
+@pytest.mark.parametrize("at", ["starting", "loading", "warming up"])
+def test_an_interrupt_before_serving_ends_the_run(start: Start, at: str) -> None:
+    """Ctrl-C while a run starts or warms up: one line, status 130, no traceback of anybody."""
+    lengths = ("--random-input-len", "32", "--random-output-len", "8000")  # for a long warm-up
+    run = start(*command("continuous", *DEVICE, *lengths, "--request-rate", "1"))
+    run.await_note(f"note: {at}")
+    if at == "starting":
+        run.child("owner")
+    run.interrupt()
+    assert run.end() == (130, "", ["splitwiser: interrupted"])
+
+
+def test_an_interrupt_keeps_what_finished(start: Start, tmp_path: Path) -> None:
+    """Ctrl-C while a run serves: what finished is printed and saved, and the status is 130."""
+    saved = ("--save-result", "--result-filename", "part.json")
+    run = start(*command("continuous", *ENDLESS, *saved))
+    run.serve()
+    run.interrupt()
+    status, out, lines = run.end()
+    assert (status, lines) == (130, [])
+    told = json.loads(out)
+    assert 1 <= told["completed"] <= told["num_prompts"] < 2000
+    assert json.loads((tmp_path / "part.json").read_text())["completed"] == told["completed"]
+
+
+def test_a_second_interrupt_ends_at_once(start: Start) -> None:
+    """The second Ctrl-C waits for nobody, not even for a worker that does not answer."""
+    run = start(*command("continuous", *ENDLESS))
+    run.serve()
+    os.kill(run.child("host 0"), signal.SIGSTOP)
+    run.interrupt()
+    time.sleep(0.5)
+    run.interrupt()
+    assert run.end(3.0) == (130, "", ["splitwiser: interrupted"])
+
+
+def test_two_runs_do_not_meet(start: Start, tmp_path: Path) -> None:
+    """Two runs at once give the tokens of a plain loop, each from a directory of its own."""
+    runs = [start(*program(tmp_path, TOKENS)) for _ in range(2)]
+    for run in runs:
+        run.child("owner")
+    assert runs[0].directory != runs[1].directory
+    for run in runs:
+        status, out, lines = run.end(STARTS_S)
+        assert (status, lines) == (0, [])
+        assert json.loads(out) == [list(tokens) for tokens in expected(LLAMA)]
+
+
+def test_a_dead_mps_daemon_ends_the_run(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An MPS daemon that dies (a stand-in for it, beside a run on the CPU) ends the run."""
+    binary = tmp_path / guardian.MPS_CONTROL
+    binary.write_text(STAND_IN)
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    run = start(*program(tmp_path, WITH_MPS), "run", "continuous", *ENDLESS)
+    run.serve()
+    run.child("guardian")
+    assert run.directory is not None
+    (daemon,) = guardian.mps_processes(run.directory / "mps" / "pipe")
+    os.kill(daemon.pid, signal.SIGKILL)
+    status, out, lines = run.end()
+    assert status == 1
+    assert lines[0].startswith("splitwiser: the MPS daemon died; ")
+    check_fates(out, lines)
