@@ -95,10 +95,11 @@ def _alone(device_name: str, model: str, sizes: Sizes) -> tuple[list[Row], dict[
 
     from splitwiser.models.catalogue import llm as llm_named
     from splitwiser.validate.runtime.kernels import kernels_for
+    from splitwiser.validate.runtime.numerics import numerics_of
     from splitwiser.validate.runtime.owner import pool_shape
     from splitwiser.validate.runtime.runner import Runner
     from splitwiser.validate.runtime.transformer import Transformer
-    from splitwiser.validate.runtime.weights import fill_random, layout, numerics_of
+    from splitwiser.validate.runtime.weights import fill_random, layout
 
     device = torch.device(device_name)
     llm = llm_named(model)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -128,6 +130,16 @@ def test_without_torch_the_extra_is_named(
     assert cli(*asked(device=where)) == (2, "", [told])
 
 
+@pytest.mark.parametrize("package", ["transformers", "tokenizers"])
+def test_without_the_paper_s_packages_the_extra_is_named(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """The preset pipeline says in one line what it lacks, and how to install it."""
+    monkeypatch.setattr(devices, "find_spec", lambda name: None if name == package else name)
+    told = f"splitwiser: splitwiser run needs {package}: pip install 'splitwiser[validate]'"
+    assert cli(*asked("pipeline")) == (2, "", [told])
+
+
 def test_cuda_where_there_is_none_is_refused(cli: Cli) -> None:
     """A CUDA device that this machine does not have is refused in one line."""
     torch = pytest.importorskip("torch")
@@ -245,3 +257,32 @@ def test_the_help_is_narrow_and_names_the_options(cli: Cli) -> None:
     assert max(map(len, out.splitlines())) <= 100
     for option in ("--device", "--weights", "--warmup", "--save-result", "--goodput", "--preset"):
         assert option in out
+
+
+def test_a_vanished_folder_is_told(cli: Cli, device: dict[str, Any], tmp_path: Path) -> None:
+    """Where the result can no longer be saved, it is printed, and one line says so."""
+    folder = tmp_path / "there"
+    folder.mkdir()
+    device["during"] = lambda progress: folder.rmdir()
+    status, out, lines = cli(*RUN, "--save-result", "--result-filename", "there/mine.json")
+    assert (status, len(lines)) == (2, 1) and "there/mine.json" in lines[0]
+    assert "Serving Benchmark Result" in out
+
+
+def test_a_result_is_saved_where_nobody_reads_stdout(tmp_path: Path) -> None:
+    """A reader of stdout that went away costs the printed text, and not the saved files."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv = ("simulate", "split", "--model", "opt-125m", "--gpu", "a10", *TRAFFIC)
+    saved = ("--save-result", "--result-filename", "mine.json")
+    ended = subprocess.run(
+        [sys.executable, "-m", "splitwiser", *argv, *saved],
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")},
+        stdout=writer,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(writer)
+    assert ended.returncode == 141
+    assert (tmp_path / "mine.json").exists()

@@ -91,7 +91,17 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["sim.simulate", "sim.plan", "traces", "models.catalogue", "validate", "cli.execute"]
+    "module",
+    [
+        "sim.simulate",
+        "sim.plan",
+        "traces",
+        "models.catalogue",
+        "validate",
+        "validate.runtime.cast",
+        "validate.runtime.execute",
+        "cli.execute",
+    ],
 )
 def test_a_module_loads_tables_and_torch_late(module: str) -> None:
     """Importing a room does not import pandas, pyarrow or torch."""

@@ -14,26 +14,16 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+
+from splitwiser.validate.runtime.staff import Handle
 
 _IPC_ALIGNMENT = (
     2 << 20
 )  # CUDA shares whole 2 MiB pages; a smaller region would show its neighbours
 _IPC_BYTES = 64  # CU_IPC_HANDLE_SIZE
-
-
-class Handle(NamedTuple):
-    """What another process needs to open a region; it can be pickled.
-
-    *path* is the file of a region in CPU memory, *ipc* CUDA's 64 bytes for one on a GPU.
-    """
-
-    device: str
-    nbytes: int
-    path: str | None
-    ipc: bytes | None
 
 
 class Arena:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -24,18 +24,17 @@ from splitwiser.validate.runtime.faults import Process, RunFailed, failing, how_
 from splitwiser.validate.runtime.host import work
 from splitwiser.validate.runtime.messages import Failed, Ready
 from splitwiser.validate.runtime.mps import MpsDaemon
-from splitwiser.validate.runtime.owner import Property, own
-from splitwiser.validate.runtime.process import environment, is_stopped
+from splitwiser.validate.runtime.owner import own
+from splitwiser.validate.runtime.process import end, environment, is_stopped
 from splitwiser.validate.runtime.room import block_table
 from splitwiser.validate.runtime.scratch import Scratch
-from splitwiser.validate.runtime.staff import Crew, Post, Shared
+from splitwiser.validate.runtime.staff import Crew, Post, Property, Shared
 from splitwiser.validate.runtime.switchboard import Port
 
 READY_S = 300.0  # for everybody to start, load weights, compile and capture
 STOP_S = 4.0  # for everybody to end a step
 STOPPED_S = 3.0  # after Ctrl-Z and `fg`, all go on together, but not in the same moment
 LEAVE_S = 2.0  # for a process whose work is done to leave
-KILL_S = 2.0  # for a killed process to be gone
 LOOK_S = 0.2  # between two looks at whether to go on
 
 _spawn = multiprocessing.get_context("spawn")
@@ -68,6 +67,7 @@ class Cast:
         self._hosts: list[BaseProcess] = []
         self._holding: list[Connection] = []  # pipes that must not close while the run goes on
         self._stopped_at: dict[str, float] = {}  # first seen so, by the name of the process
+        self._looked = 0.0  # at who is stopped, the last time
         self._kept = ExitStack()
         self.ports: list[Port] = []
 
@@ -81,10 +81,10 @@ class Cast:
         trace: TracebackType | None,
     ) -> None:
         patience = LEAVE_S if error is None else 0.0
-        _end(self._hosts, patience)  # those that work first: the owner holds their memory
+        end(self._hosts, patience)  # those that work first: the owner holds their memory
         for pipe in self._holding if error is None else []:  # the owner's sign to leave
             pipe.close()
-        _end([] if self._owner is None else [self._owner], patience)
+        end([] if self._owner is None else [self._owner], patience)
         for pipe in [*self._holding, *(port.connection for port in self.ports)]:
             pipe.close()
         self._kept.close()
@@ -231,7 +231,10 @@ class Cast:
 
     def _stopped(self) -> str | None:
         """Who has been stopped for long: it would be missed late, or as if it only were slow."""
-        now = monotonic()
+        before, self._looked = self._looked, monotonic()
+        now = self._looked
+        if now - before > STOPPED_S:  # we were stopped ourselves, perhaps with all the others
+            self._stopped_at.clear()
         for process in [*([] if self._owner is None else [self._owner]), *self._hosts]:
             if process.pid is None or not is_stopped(process.pid):
                 self._stopped_at.pop(process.name, None)
@@ -267,15 +270,3 @@ def _name(groups: list[Workers], indices: list[int]) -> str:
         return f"{kinds[0]} process {indices[0]}"
     workers = (f"{kind} worker {index}" for kind, index in zip(kinds, indices, strict=True))
     return f"the process of {' and '.join(workers)}"
-
-
-def _end(processes: Sequence[BaseProcess], patience: float) -> None:
-    """See that processes end: by themselves within *patience* seconds, or else killed."""
-    deadline = monotonic() + patience
-    for process in processes:
-        process.join(max(0.0, deadline - monotonic()))
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-    for process in processes:
-        process.join(KILL_S)

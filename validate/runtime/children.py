@@ -18,10 +18,10 @@ from typing import Any, Self
 
 from splitwiser.validate.runtime.faults import RunFailed, failing, how_it_died, line_of
 from splitwiser.validate.runtime.messages import Failed
-from splitwiser.validate.runtime.process import begin, environment
+from splitwiser.validate.runtime.process import begin, end, environment
 from splitwiser.validate.runtime.scratch import Scratch
 
-PATIENCE_S = 5.0  # for a child that was asked to leave
+PATIENCE_S = 5.0  # for children that were asked to leave, all together
 TURN_S = 0.5  # between two looks at everybody's health
 
 
@@ -55,11 +55,15 @@ class Children:
         trace: TracebackType | None,
     ) -> None:
         if kind is not None:
-            for child in self._children:
-                child.process.kill()
+            self.kill()
         # The first child owns the memory that the others use: it leaves last.
         self.join(self._children[1:])
         self.join(self._children[:1])
+
+    def kill(self) -> None:
+        """End every child at once: nothing more is wanted of any."""
+        for child in self._children:
+            child.process.kill()
 
     def spawn(
         self,
@@ -135,14 +139,10 @@ class Children:
             raise RunFailed(how_it_died(child.process)) from None
 
     def join(self, children: Sequence[Child]) -> None:
-        """Have *children* leave, and wait until they have; one that does not is killed."""
+        """Have *children* leave, and wait until they have; those that do not soon are killed."""
         for child in children:
             child.connection.close()  # its end of file is the sign to leave
-        for child in children:
-            child.process.join(PATIENCE_S)
-            if child.process.exitcode is None:
-                child.process.kill()
-                child.process.join(PATIENCE_S)
+        end([child.process for child in children], PATIENCE_S)
 
     def _check(self, child: Child) -> None:
         """Raise RunFailed for a child that has died; one whose work was done may end."""

@@ -20,6 +20,7 @@ from typing import Any
 from splitwiser.sim.deployment import Deployment
 from splitwiser.validate.runtime.guardian import MPS_CONTROL
 
+GENERATE_PACKAGES = ("transformers", "tokenizers")  # what the paper's code is made of
 GREEN_CONTEXTS_FROM = 12050  # the first driver with cuGreenCtxStreamCreate: CUDA 12.5
 
 
@@ -49,21 +50,33 @@ def device_named(text: str) -> Device:
 def check(deployment: Deployment, device: Device) -> None:
     """Refuse what *device* cannot do for *deployment*, before any process starts.
 
-    Raises ModuleNotFoundError where torch is missing, and ValueError, in one line that says what is
-    missing, where there is no such CUDA device, no MPS or no green contexts. The CPU does
-    everything, some of it in its own way: see `notes_for`.
+    Raises ModuleNotFoundError, with its name, where a package is missing, and ValueError, in one
+    line that says what is missing, where there is no such CUDA device, no MPS or no green contexts.
+    The CPU does everything, some of it in its own way: see `notes_for`.
     """
-    if find_spec("torch") is None:
-        raise ModuleNotFoundError(f"device {device} needs torch, which is missing", name="torch")
+    need("torch", *(GENERATE_PACKAGES if deployment.start == "staggered" else ()))
     if device.kind == "cpu":
         return
     _check_cuda(device)
+    driver = _driver()
     if deployment.sharing == "mps" and shutil.which(MPS_CONTROL) is None:
         raise ValueError(
             f'sharing = "mps" needs {MPS_CONTROL}, which is not in PATH; it comes with the NVIDIA driver'
         )
     if deployment.sharing == "green_contexts":
-        _check_green_contexts()
+        _check_green_contexts(driver)
+
+
+def need(*packages: str) -> None:
+    """Raise ModuleNotFoundError, in one line, for the first of these that cannot be imported."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise _missing(package)
+
+
+def _missing(package: str) -> ModuleNotFoundError:
+    line = f"a real run needs {package}, which is missing: pip install 'splitwiser[validate]'"
+    return ModuleNotFoundError(line, name=package)
 
 
 def _check_cuda(device: Device) -> None:
@@ -88,13 +101,15 @@ def _check_cuda(device: Device) -> None:
     nvml.nvmlShutdown()
 
 
-def _check_green_contexts() -> None:
+def _driver() -> Any:
+    """CUDA's driver for Python: the processes share their memory by it. A torch for CUDA brings it."""
     try:
-        driver = import_module("cuda.bindings.driver")
+        return import_module("cuda.bindings.driver")
     except ImportError:
-        raise ValueError(
-            'sharing = "green_contexts" needs the package cuda-bindings, which cannot be imported'
-        ) from None
+        raise _missing("cuda-bindings") from None
+
+
+def _check_green_contexts(driver: Any) -> None:
     failed, found = driver.cuDriverGetVersion()  # needs no context, nor cuInit
     if int(failed) or found < GREEN_CONTEXTS_FROM:
         raise ValueError(

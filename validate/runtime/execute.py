@@ -34,6 +34,7 @@ from splitwiser.validate.runtime.room import room, sheet_of
 from splitwiser.validate.runtime.router import Router
 from splitwiser.validate.runtime.scratch import Scratch
 from splitwiser.validate.runtime.telemetry import Telemetry
+from splitwiser.validate.runtime.unheeded import unheeded
 
 Progress = Callable[[int, int], bool]
 Say = Callable[[str], None]
@@ -222,9 +223,7 @@ class _Run:
     def meta(self, telemetry: Telemetry, warmup: int, told: list[str]) -> dict[str, Any]:
         """What was run, where, and what the device did meanwhile."""
         trace, deployment = self._trace, self._deployment
-        notes = [*trace.notes, *notes_for(deployment, self._device), *told]
-        if trace.prefix is not None and deployment.prefix_caching:
-            notes.append("prefix caching is not in the runtime: every prompt is computed whole")
+        notes = [*trace.notes, *notes_for(deployment, self._device), *unheeded(deployment, trace)]
         rate = trace.rate
         return {
             "model_id": self._llm.name,
@@ -244,5 +243,5 @@ class _Run:
             "traffic": trace.name,
             "request_rate": rate if np.isfinite(rate) else "inf",
             "max_concurrency": trace.max_concurrency,
-            "notes": notes,
+            "notes": [*notes, *told],
         }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, Self
 from splitwiser.models.llm import Llm
 from splitwiser.sim.deployment import Deployment
 from splitwiser.validate.runtime.children import TURN_S, Child, Children
-from splitwiser.validate.runtime.device import Device, check, cpu_threads
+from splitwiser.validate.runtime.device import GENERATE_PACKAGES, Device, check, cpu_threads, need
 from splitwiser.validate.runtime.documents import tokenise
 from splitwiser.validate.runtime.generate_worker import Ended, Loop, Seat, Serve, generate
 from splitwiser.validate.runtime.messages import Ids, Ready, Stopped
@@ -33,14 +32,21 @@ class Stage:
     """A context manager: the owner, and the generating processes of a deployment as they start.
 
     On entering, what cannot be had is refused (ValueError, ImportError, MemoryError) before any
-    process starts; then the owner fills the weights. A process that dies raises `RunFailed`.
+    process starts; then the owner fills the weights: *go_on* is asked meanwhile, and where it says
+    no, KeyboardInterrupt is raised. A process or an MPS daemon that dies raises `RunFailed`.
     """
 
     def __init__(
-        self, llm: Llm, device: Device, deployment: Deployment, folder: Path | None, seed: int
+        self,
+        llm: Llm,
+        device: Device,
+        deployment: Deployment,
+        folder: Path | None,
+        seed: int,
+        go_on: Callable[[], bool] | None = None,
     ) -> None:
         self.llm, self.device, self.deployment = llm, device, deployment
-        self._folder, self._seed = folder, seed
+        self._folder, self._seed, self._go_on = folder, seed, go_on
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -68,6 +74,7 @@ class Stage:
                 "the owner of the weights", own, self._shared, variables=self._variables(None)
             )
             self._weights = self.children.receive(owner).weights
+            self._go_on = None  # from here on the caller looks about between messages
             self._stack = stack.pop_all()
         return self
 
@@ -100,18 +107,15 @@ class Stage:
                 f'sharing = "{self.deployment.sharing}": '
                 f"the paper's code runs {', '.join(SHARING)}"
             )
-        for package in ("transformers", "tokenizers"):
-            if find_spec(package) is None:
-                raise ModuleNotFoundError(
-                    f"the paper's code needs {package}: pip install transformers tokenizers",
-                    name=package,
-                )
+        need(*GENERATE_PACKAGES)
         check(self.deployment, self.device)
 
     def _variables(self, sm_percent: float | None) -> dict[str, str]:
         return {} if self._daemon is None else self._daemon.environment(sm_percent)
 
     def _fault(self) -> str | None:
+        if self._go_on is not None and not self._go_on():
+            raise KeyboardInterrupt
         lost = self._daemon is not None and not self._daemon.alive()
         return "the MPS daemon died" if lost else None
 

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from splitwiser.validate.runtime.arena import Arena, Handle
+from splitwiser.validate.runtime.arena import Arena
 from splitwiser.validate.runtime.hugging_face import model_on
 from splitwiser.validate.runtime.messages import Computed, Ids, Ready, Step, Stopped
+from splitwiser.validate.runtime.numerics import numerics_of
 from splitwiser.validate.runtime.owner import weights_arena
-from splitwiser.validate.runtime.staff import Shared
-from splitwiser.validate.runtime.weights import layout, numerics_of
+from splitwiser.validate.runtime.staff import Handle, Shared
+from splitwiser.validate.runtime.weights import layout
 
 POLL_S = 0.05  # how soon a process that waits for an arrival sees that it should leave
 

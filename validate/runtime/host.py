@@ -8,14 +8,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from splitwiser.sim.deployment import Workers
-from splitwiser.validate.runtime.arena import Arena, Handle
 from splitwiser.validate.runtime.blocks import BlockAllocator
 from splitwiser.validate.runtime.faults import line_of
 from splitwiser.validate.runtime.mailbox import Mailbox
 from splitwiser.validate.runtime.messages import Failed, Ready
-from splitwiser.validate.runtime.owner import Property, pool_shape, weights_arena
+from splitwiser.validate.runtime.owner import pool_shape, weights_arena
 from splitwiser.validate.runtime.process import begin
-from splitwiser.validate.runtime.staff import Crew, Post, Shared
+from splitwiser.validate.runtime.staff import Crew, Handle, Post, Property, Shared
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,11 +95,10 @@ class _Host:
 
         begun = monotonic()
         deployment = self._shared.deployment
-        pool, kv = self._pools[post.pool]
         with _on(partition):
             runner = Runner(
                 self._model(partition),
-                kv,
+                self._pools[post.pool],
                 block_size=deployment.block_size,
                 max_seqs=post.group.max_num_seqs,
                 max_blocks=self._shared.max_blocks,
@@ -110,35 +108,41 @@ class _Host:
             runner.warm_up(longest, self._shared.llm.max_context)
         mailbox = Mailbox(post.connection)
         kind = _worker_class(post.group)
-        own = BlockAllocator.open(self._shared.allocator(post.pool))
-        self._kept.callback(own.close)
+        free_list = self._free_list(post.pool)
         worker = kind(
             post.index,
             post.group,
             runner,
-            pool,
+            self._free_list(post.pool),
             mailbox,
-            Reporter(post.index, runner, own, mailbox, kind.hands_over),
+            Reporter(post.index, runner, free_list, mailbox, kind.hands_over),
             order=deployment.order,
             swap=deployment.preemption == "swap",
         )
         if post.source is not None:
-            worker.source = self._pools[post.source]
+            worker.source = self._free_list(post.source), self._pools[post.source]
         mailbox.send(Ready(post.index, _about(self._device, partition, monotonic() - begun)))
         return _Place(worker, mailbox, partition)
 
-    def _pool(self, index: int, handle: Handle) -> tuple[BlockAllocator, Tensor]:
-        """Map a KV pool and its free list."""
+    def _free_list(self, pool: int) -> BlockAllocator:
+        """The free list of a pool, opened anew: an opening does not lock out its own users."""
+        opened = BlockAllocator.open(self._shared.allocator(pool))
+        self._kept.callback(opened.close)
+        return opened
+
+    def _pool(self, index: int, handle: Handle) -> Tensor:
+        """Map a KV pool."""
+        from splitwiser.validate.runtime.arena import Arena
+
         llm = self._shared.llm
         arena = Arena.open(handle)
         self._kept.callback(arena.close)
         shape = pool_shape(llm, self._shared.pool_blocks[index], self._shared.deployment.block_size)
-        pool = BlockAllocator.open(self._shared.allocator(index))
-        self._kept.callback(pool.close)
-        return pool, arena.flat.view(_dtype(llm.dtype)).view(shape)
+        return arena.flat.view(_dtype(llm.dtype)).view(shape)
 
     def _map_weights(self, handle: Handle | None) -> dict[str, Tensor]:
         """The weights: the owner's, or a copy of our own."""
+        from splitwiser.validate.runtime.arena import Arena
         from splitwiser.validate.runtime.weights import layout
 
         shared = self._shared
@@ -148,8 +152,8 @@ class _Host:
 
     def _model(self, partition: Partition | None) -> Transformer:
         from splitwiser.validate.runtime.kernels import kernels_for
+        from splitwiser.validate.runtime.numerics import numerics_of
         from splitwiser.validate.runtime.transformer import Transformer
-        from splitwiser.validate.runtime.weights import numerics_of
 
         llm, folder = self._shared.llm, self._shared.folder
         kernels = kernels_for(self._device, partition and partition.sms)

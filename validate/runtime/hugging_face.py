@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from splitwiser.models.llm import Llm
-from splitwiser.validate.runtime.weights import Numerics, hub_views
+from splitwiser.validate.runtime.numerics import Numerics
+from splitwiser.validate.runtime.weights import hub_views
 
 
 def _transformers() -> Any:

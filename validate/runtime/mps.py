@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from splitwiser.validate.runtime import guardian
+from splitwiser.validate.runtime.faults import RunFailed
 from splitwiser.validate.runtime.guardian import MPS_CONTROL, Process
 from splitwiser.validate.runtime.scratch import Scratch
 
@@ -27,7 +28,7 @@ class MpsDaemon:
 
     `scratch` sees to it when we die inside. Its clients should have ended before the context
     does: the daemon gives them a second, then takes the server from under them.
-    FileNotFoundError where MPS is not installed.
+    FileNotFoundError where MPS is not installed; `RunFailed` where the daemon does not come up.
     """
 
     def __init__(self, scratch: Scratch) -> None:
@@ -136,7 +137,7 @@ class MpsDaemon:
             if self._daemon is not None:
                 return
             time.sleep(0.02)
-        raise RuntimeError(f"the MPS daemon did not come up: {self._last_words(code)}")
+        raise RunFailed(f"the MPS daemon did not come up: {self._last_words(code)}")
 
     def _last_words(self, code: int | None) -> str:
         """The last line that the daemon logged, or how its start ended where it said nothing."""

@@ -6,23 +6,17 @@ import os
 from contextlib import suppress
 from math import prod
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from splitwiser.models.llm import Llm
-from splitwiser.validate.runtime.arena import Arena, Handle
 from splitwiser.validate.runtime.faults import line_of
 from splitwiser.validate.runtime.process import begin
-from splitwiser.validate.runtime.staff import Shared
+from splitwiser.validate.runtime.staff import Property, Shared
 
 if TYPE_CHECKING:
     import torch
 
-
-class Property(NamedTuple):
-    """What the owner holds: handles of the weights (None: every process has its own), KV pools."""
-
-    weights: Handle | None
-    pools: tuple[Handle, ...]
+    from splitwiser.validate.runtime.arena import Arena
 
 
 def pool_shape(llm: Llm, blocks: int, block_size: int) -> tuple[int, ...]:
@@ -37,6 +31,7 @@ def pool_bytes(llm: Llm, blocks: int, block_size: int) -> int:
 
 def weights_arena(shared: Shared, device: torch.device) -> Arena:
     """The weights in memory of their own, filled."""
+    from splitwiser.validate.runtime.arena import Arena
     from splitwiser.validate.runtime.weights import fill_from_folder, fill_random, layout
 
     path = shared.directory / f"weights-{os.getpid()}"
@@ -55,6 +50,8 @@ def own(shared: Shared, connection: Connection) -> None:
     """
     begin()
     import torch
+
+    from splitwiser.validate.runtime.arena import Arena
 
     try:
         device = torch.device(shared.device)

@@ -28,6 +28,7 @@ from splitwiser.validate.runtime.generate_worker import Serve
 from splitwiser.validate.runtime.messages import Ids, Step
 from splitwiser.validate.runtime.recorder import Recorder
 from splitwiser.validate.runtime.telemetry import Telemetry
+from splitwiser.validate.runtime.unheeded import unheeded
 
 PROGRESS_S = 0.25  # between two calls of progress
 
@@ -107,7 +108,8 @@ class _Run:
         self.recorder = Recorder(trace.prompt_tokens, outputs.tokens)
         self._trace, self._deployment, self._llm, self._seed = trace, deployment, llm, seed
         self._too_long = trace.prompt_tokens >= llm.max_context
-        self._notes = [*trace.notes, *notes_for(deployment, device), *outputs.notes]
+        said = [*notes_for(deployment, device), *unheeded(deployment, trace)]
+        self._notes = [*trace.notes, *said, *outputs.notes]
         self._here = 0  # requests that have arrived
         self._processes: list[dict[str, Any]] = []
         lines = routes("contiguous", deployment.processes, len(trace)).lines
@@ -120,7 +122,15 @@ class _Run:
         tokenizer = trained(self._llm.vocab, self._seed)
         lengths = [self._trace.prompt_tokens[requests].tolist() for requests in self._shards]
         shards = [Shard(documents(n, self._seed + r), n) for r, n in enumerate(lengths)]
-        with Stage(self._llm, self.device, self._deployment, weights, self._seed) as stage:
+        stage = Stage(
+            self._llm,
+            self.device,
+            self._deployment,
+            weights,
+            self._seed,
+            lambda: progress(0, len(self._trace)),
+        )
+        with stage:
             if say is not None:
                 say(f"starting {2 * len(shards)} processes, one after another")
             epoch = monotonic()
@@ -128,6 +138,8 @@ class _Run:
             run = Staggered(stage, tokenizer, shards, self._order)
             try:
                 self._follow(run, epoch, until, progress)
+                if self.ended is not None:  # what they are at is not wanted
+                    stage.children.kill()
             finally:
                 self._processes = [
                     {

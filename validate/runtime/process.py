@@ -1,4 +1,4 @@
-"""How a process of a run begins: it dies with its parent, and leaves Ctrl-C to it."""
+"""How a process of a run begins and ends: it dies with its parent, and leaves Ctrl-C to it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import parent_process, resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from time import monotonic
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+KILL_S = 2.0  # for a killed process to be gone
 SWITCH_S = 2e-5  # between threads of a process: nobody must wait for Python's usual 5 ms
 
 
@@ -33,6 +36,19 @@ def is_stopped(pid: int) -> bool:
     except OSError:
         return False
     return stat[stat.rindex(")") + 2] == "T"
+
+
+def end(processes: Sequence[BaseProcess], patience: float) -> None:
+    """See that processes end: by themselves within *patience* seconds in all, or else killed."""
+    deadline = monotonic() + patience
+    for process in processes:
+        process.join(max(0.0, deadline - monotonic()))
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+    deadline = monotonic() + KILL_S
+    for process in processes:
+        process.join(max(0.0, deadline - monotonic()))
 
 
 @contextmanager

@@ -35,7 +35,10 @@ Progress = Callable[[int, int], bool]
 
 
 class Cost(NamedTuple):
-    """What the router itself took while it served: seconds of its process that it did not wait."""
+    """What the router itself took while it served: seconds in which it did not wait for workers.
+
+    Reports of progress, and looks at everybody's health, are not in it.
+    """
 
     seconds: float
     tokens: int
@@ -82,7 +85,7 @@ class Router:
         self._warming: set[int] = set()
         self._epoch = 0.0
         self._heard = [monotonic()] * len(ports)  # when each worker last told of something
-        self._checked = 0.0
+        self._looked = self._checked = 0.0
         self._messages = 0
 
     # Serving ----------------------------------------------------------------------------------
@@ -97,6 +100,7 @@ class Router:
         for number, request in enumerate(first, start=1):
             self._warming.add(-number)
             self._submit(-number, self._prompt_of(request))
+        self._looked = monotonic()
         while self._warming:
             self._turn(monotonic() + TICK_S)
             self._watch(monotonic())
@@ -113,11 +117,13 @@ class Router:
         self._recorder.start(epoch, until)
         end = inf if until is None else epoch + until
         begun, tick, aside = monotonic(), epoch, self._board.waited
+        self._looked = begun
         self._messages = 0
         try:
             while self._left < requests:
                 now = monotonic()
                 if now >= end:
+                    self._take_rest()
                     return until
                 self._issue(now - epoch)
                 if now >= tick:
@@ -126,6 +132,7 @@ class Router:
                     self._watch(now)
                     aside -= monotonic() - now
                     if not going:
+                        self._take_rest()
                         return monotonic() - epoch
                 self._turn(min(epoch + self._arrivals.next_at, tick, end))
         finally:
@@ -193,7 +200,7 @@ class Router:
             self._board.post(worker, Prompt(request, tokens, outputs, urgent))
         for worker, message in self._board.turn(deadline - monotonic()):
             if isinstance(message, Gone):
-                self._fail(message.line)
+                self._fail(self._health() or message.line)  # what it died of, if that is known
             self._take(worker, message)
 
     def _take(self, worker: int, message: object) -> None:
@@ -211,6 +218,12 @@ class Router:
                 self._abort(request)
             case _:
                 self._fail(f"{self._board.who(worker)} said {type(message).__name__} unasked")
+
+    def _take_rest(self) -> None:
+        """Take what the workers have told already."""
+        for worker, message in self._board.remaining():
+            if isinstance(message, Step | Preempted | Aborted):
+                self._take(worker, message)
 
     def _stepped(self, step: Step) -> None:
         for request, token, blocks in step.computed:  # first: decode workers wait for them
@@ -252,6 +265,10 @@ class Router:
 
     def _watch(self, now: float) -> None:
         """Once in a while: whether all that should be is alive."""
+        missed = now - self._looked - TICK_S
+        self._looked = now
+        if missed > CHECK_S:  # this process was stopped (Ctrl-Z), and in that time heard nobody
+            self._heard = [min(now, heard + missed) for heard in self._heard]
         if now < self._checked + CHECK_S:
             return
         self._checked = now
@@ -274,9 +291,7 @@ class Router:
 
     def _fail(self, line: str) -> NoReturn:
         """End the run; what the other workers have told by now still counts."""
-        for worker, message in self._board.remaining():
-            if isinstance(message, Step | Preempted | Aborted):
-                self._take(worker, message)
+        self._take_rest()
         self._recorder.fail()
         finished, requests = self._recorder.finished, len(self._trace)
         raise RunFailed(f"{line}; {finished} of {requests} requests had finished")

@@ -8,7 +8,7 @@ decode steps are CUDA graphs, one for each bucket of batch sizes, as in vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -91,8 +91,9 @@ class Runner:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._captures = self.asynchronous and not eager
         self._batch: list[int] = []  # the slots that `_rows` holds
-        self._new_blocks: list[tuple[int, int, int]] = []  # slot, column, block
-        self._seated: list[tuple[int, int, int]] = []  # slot, token, position
+        # By place, so that the last word counts: a slot may change hands before anything is launched.
+        self._new_blocks: dict[tuple[int, int], int] = {}  # (slot, column): block
+        self._seated: dict[int, tuple[int, int]] = {}  # slot: token, position
 
     def enter_thread(self) -> None:
         """Have a thread that waits for steps know the device."""
@@ -103,11 +104,12 @@ class Runner:
 
     def seat(self, slot: int, token: int, position: int) -> None:
         """A sequence takes a slot: its last token is at *position*, and has no keys yet."""
-        self._seated.append((slot, token, position))
+        self._seated[slot] = token, position
 
     def add_blocks(self, slot: int, column: int, blocks: Sequence[int] | Ids) -> None:
         """Write block ids into the block table of a slot, from a column on."""
-        self._new_blocks.extend((slot, column + i, int(b)) for i, b in enumerate(blocks))
+        for place, block in enumerate(blocks, column):
+            self._new_blocks[slot, place] = int(block)
 
     # Steps ------------------------------------------------------------------------------------
 
@@ -282,13 +284,17 @@ class Runner:
             (sent,) = self._staging.send(rows)
             self._rows[:bucket] = sent
         if self._seated:
-            (seated,) = self._staging.send(np.array(self._seated, np.int64).T.ravel())
+            (seated,) = self._staging.send(
+                _columns((slot, *seat) for slot, seat in self._seated.items())
+            )
             slot, token, position = seated.view(3, len(self._seated))
             self._tokens.index_copy_(0, slot, token)
             self._positions.index_copy_(0, slot, position)
             self._seated.clear()
         if self._new_blocks:
-            (blocks,) = self._staging.send(np.array(self._new_blocks, np.int64).T.ravel())
+            (blocks,) = self._staging.send(
+                _columns((*place, block) for place, block in self._new_blocks.items())
+            )
             slot, column, block = blocks.view(3, len(self._new_blocks))
             self._tables.index_put_((slot, column), block.to(torch.int32))
             self._new_blocks.clear()
@@ -300,6 +306,11 @@ class Runner:
         event = torch.cuda.Event()
         event.record()
         return Pending(launched, landed, event, None)
+
+
+def _columns(rows: Iterable[tuple[int, int, int]]) -> NDArray[np.int64]:
+    """The columns of some rows, one after another."""
+    return np.array(list(rows), np.int64).T.ravel()
 
 
 def _positions(chunk: Chunk) -> NDArray[np.int64]:

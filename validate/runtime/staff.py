@@ -1,10 +1,14 @@
-"""What the processes of a run are told when they start: plain values that can be pickled."""
+"""What the processes of a run are told when they start: plain values that can be pickled.
+
+The router knows these too, and torch is not loaded in its process: none of them needs it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 from splitwiser.models.llm import Llm
 from splitwiser.sim.deployment import Deployment, Workers
@@ -30,6 +34,25 @@ class Shared:
     def allocator(self, pool: int) -> Path:
         """Where the free list of a pool is."""
         return self.directory / f"pool-{pool}"
+
+
+class Handle(NamedTuple):
+    """What another process needs to open a region of device memory (`arena`).
+
+    *path* is the file of a region in CPU memory, *ipc* CUDA's 64 bytes for one on a GPU.
+    """
+
+    device: str
+    nbytes: int
+    path: str | None
+    ipc: bytes | None
+
+
+class Property(NamedTuple):
+    """What the owner holds: handles of the weights (None: every process has its own), KV pools."""
+
+    weights: Handle | None
+    pools: tuple[Handle, ...]
 
 
 @dataclass(frozen=True, slots=True)

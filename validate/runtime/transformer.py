@@ -12,8 +12,8 @@ from torch import Tensor
 
 from splitwiser.models.llm import Llm
 from splitwiser.validate.runtime.kernels import Kernels
+from splitwiser.validate.runtime.numerics import Numerics
 from splitwiser.validate.runtime.prompt_attention import PromptAttention, Reach, Span
-from splitwiser.validate.runtime.weights import Numerics
 
 
 class ModelBatch(NamedTuple):

@@ -20,19 +20,11 @@ from splitwiser.sim.admission import WATERMARK, waiting_line
 from splitwiser.sim.deployment import Workers
 from splitwiser.validate.runtime.blocks import BlockAllocator
 from splitwiser.validate.runtime.mailbox import Mailbox
-from splitwiser.validate.runtime.messages import (
-    Aborted,
-    Ids,
-    Preempted,
-    Prompt,
-    Stop,
-    Stopped,
-)
+from splitwiser.validate.runtime.messages import Aborted, Ids, Preempted, Prompt, Stop, Stopped
+from splitwiser.validate.runtime.pace import Pace
 from splitwiser.validate.runtime.reporter import Flight, Reporter, Running
 from splitwiser.validate.runtime.runner import Chunk, Runner
 
-AHEAD = 0.15  # of a step's expected time: so long before its end the next one is launched,
-LEAST_AHEAD = 0.5e-3  # and at least so many seconds
 RECHECK = 1e-3  # s between two looks at the pool, while only memory is missing
 
 
@@ -71,8 +63,7 @@ class Worker(ABC):
         self._flight: Flight | None = None
         self._idle = True  # there was nothing to launch
         self._stopped = False
-        self._last_end = 0.0
-        self._pace: dict[str, float] = {}  # expected seconds of a step, or for a prompt token
+        self._pace = Pace()
         self._preemptions = 0
 
     # The loop ---------------------------------------------------------------------------------
@@ -139,19 +130,12 @@ class Worker(ABC):
             for at, message in self.mailbox.take(idling if self._idle else 0):
                 self.receive(message, at)
             return
-        expected = self._expected(flight)
-        begun = max(flight.pending.launched, self._last_end)
-        deadline = begun + expected - max(AHEAD * expected, LEAST_AHEAD)
+        deadline = self._pace.next_launch(flight)
         while True:
             for at, message in self.mailbox.take(deadline - monotonic()):
                 self.receive(message, at)
             if self._stopped or flight.done.is_set() or monotonic() >= deadline:
                 return
-
-    def _expected(self, flight: Flight) -> float:
-        """Seconds that a step will take: as the last decode step, or by its prompt tokens."""
-        decode = self._pace.get("decode", 0.0) if flight.decoded else 0.0
-        return decode + flight.prompt_tokens * self._pace.get("prompt", 0.0)
 
     def settle(self) -> None:
         """Wait for the end of the step under way: its tokens are known then, and blocks are free."""
@@ -161,16 +145,7 @@ class Worker(ABC):
         flight.done.wait()
         if flight.failure is not None:
             raise flight.failure
-        self._last_end = flight.end
-        self._learn(flight)
-
-    def _learn(self, flight: Flight) -> None:
-        seconds = flight.end - flight.start
-        if not flight.prompt_tokens:
-            self._pace["decode"] = seconds
-        else:
-            alone = seconds - (self._pace.get("decode", 0.0) if flight.decoded else 0.0)
-            self._pace["prompt"] = max(alone, 0.0) / flight.prompt_tokens
+        self._pace.learn(flight)
 
     # Prompts ----------------------------------------------------------------------------------
 

@@ -81,18 +81,20 @@ class Report:
         """
         for text in result.meta["notes"]:
             note(text)
-        if self.json:
-            print_json(self._content(result))
-        else:
-            self._print(result, facts)
-        if self.stem is not None:
-            paths = result.save(
-                self.stem,
-                goodput=self.objectives,
-                percentiles=self.percentiles,
-                detailed=self.detailed,
-            )
-            note("wrote " + ", ".join(map(str, paths)))
+        try:  # the files first: who reads stdout may be gone; and where they fail, it tells what ran
+            if self.stem is not None:
+                paths = result.save(
+                    self.stem,
+                    goodput=self.objectives,
+                    percentiles=self.percentiles,
+                    detailed=self.detailed,
+                )
+                note("wrote " + ", ".join(map(str, paths)))
+        finally:
+            if self.json:
+                print_json(self._content(result))
+            else:
+                self._print(result, facts)
 
     def _print(self, result: Result, facts: Sequence[tuple[str, Sequence[str]]]) -> None:
         from splitwiser.sim.report import serving_block

@@ -1,4 +1,4 @@
-"""Lets the tests of this folder, and processes that they spawn, import `stand_in`."""
+"""Lets the tests of this folder, and processes that they spawn, import `stand_in` and `whole_run`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 
-from splitwiser.validate.runtime.arena import Arena, Handle
+from splitwiser.validate.runtime.arena import Arena
+from splitwiser.validate.runtime.staff import Handle
 
 CPU = torch.device("cpu")
 

@@ -109,7 +109,6 @@ MISSING: dict[str, tuple[dict[str, Any], Deployment, str]] = {
     "no GPU": ({"count": 0}, SPLIT, "NVIDIA driver"),
     "no NVML": ({"nvml": False}, SPLIT, "NVML is not available"),
     "no MPS": ({"mps": None}, SPLIT, "nvidia-cuda-mps-control"),
-    "no bindings": ({"driver": None}, GREEN, "cuda-bindings"),
     "an old driver": ({"driver": 12040}, GREEN, "12.5 or later; this one is for 12.4"),
 }
 
@@ -125,11 +124,32 @@ def test_what_is_missing_is_told(machine: SimpleNamespace, case: str) -> None:
 
 
 def test_only_what_is_asked_for_is_needed(machine: SimpleNamespace) -> None:
-    """MPS may be absent for green contexts, and cuda-bindings for MPS."""
+    """MPS may be absent for green contexts, and green contexts for MPS."""
     machine.mps = None
     check(GREEN, GPU)
-    machine.mps, machine.driver = "/usr/bin/mps", None
+    machine.mps, machine.driver = "/usr/bin/mps", 12040
     check(SPLIT, GPU)
+
+
+@pytest.mark.parametrize("deployment", [SPLIT, GREEN])
+def test_without_bindings_no_memory_is_shared(
+    machine: SimpleNamespace, deployment: Deployment
+) -> None:
+    """Whatever the sharing, a run on a GPU needs cuda-bindings, and is told so by its name."""
+    machine.driver = None
+    with pytest.raises(ModuleNotFoundError, match="needs cuda-bindings") as error:
+        check(deployment, GPU)
+    assert error.value.name == "cuda-bindings"
+
+
+@pytest.mark.parametrize("package", ["transformers", "tokenizers"])
+def test_the_paper_s_code_needs_its_packages(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Without one of them the preset pipeline is refused by its name, and nothing else is."""
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else name)
+    check(SPLIT, Device("cpu"))
+    with pytest.raises(ModuleNotFoundError, match=f"needs {package}") as error:
+        check(PRESETS["pipeline"](), Device("cpu"))
+    assert error.value.name == package
 
 
 def test_an_index_too_high_is_told_the_last(machine: SimpleNamespace) -> None:

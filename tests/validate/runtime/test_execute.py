@@ -28,9 +28,10 @@ from splitwiser.traces.trace import Trace
 from splitwiser.validate import execute
 from splitwiser.validate.runtime.execute import prompt_tokens
 from splitwiser.validate.runtime.kernels import kernels_for
+from splitwiser.validate.runtime.numerics import numerics_of
 from splitwiser.validate.runtime.owner import pool_shape
 from splitwiser.validate.runtime.transformer import ModelBatch, Span, Transformer
-from splitwiser.validate.runtime.weights import fill_random, layout, numerics_of
+from splitwiser.validate.runtime.weights import fill_random, layout
 
 LLAMA, OPT = "tiny-llama", "tiny-opt"
 CPU = torch.device("cpu")
@@ -50,6 +51,12 @@ def tight() -> Trace:
     """Requests that come at once, and whose sequences need twice the blocks of their prompts."""
     draw = np.random.default_rng(1)
     return Trace(np.zeros(8), draw.integers(26, 32, 8), draw.integers(16, 21, 8))
+
+
+def crowd() -> Trace:
+    """Many short requests at once, so that threads ask for blocks at every moment."""
+    draw = np.random.default_rng(2)
+    return Trace(np.zeros(150), draw.integers(1, 20, 150), draw.integers(2, 20, 150))
 
 
 @cache
@@ -149,6 +156,16 @@ def test_the_tokens_are_those_of_one_plain_process(name: str) -> None:
     assert {r: tuple(given) for r, given in tokens.items()} == dict(enumerate(wanted))
     assert len(set(sum(wanted, ()))) > 20  # else anything would do
     assert (result.preemptions.sum() > 0) == short
+
+
+def test_threads_never_share_a_block() -> None:
+    """Workers in one process allocate and free at the same time, and every block has one owner."""
+    tokens: dict[int, list[int]] = {}
+    crowded = threads("streams").override(num_gpu_blocks=40, block_size=2)
+    result = execute(crowd(), crowded, llm_named(LLAMA), "cpu", warmup=0, tokens=tokens)
+    assert result.completed.all()
+    wanted = dict(enumerate(expected(LLAMA, crowd)))
+    assert {r: tuple(given) for r, given in tokens.items()} == wanted
 
 
 @pytest.mark.parametrize("name", ["split", "chunked"])

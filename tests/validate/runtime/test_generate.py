@@ -22,8 +22,9 @@ from splitwiser.validate.runtime.faults import RunFailed
 from splitwiser.validate.runtime.generate import GenerateTimes, Load, Pool, run_generate
 from splitwiser.validate.runtime.generate_worker import Serve, _batch_end
 from splitwiser.validate.runtime.hugging_face import model_on
+from splitwiser.validate.runtime.numerics import numerics_of
 from splitwiser.validate.runtime.pipeline import execute_pipeline
-from splitwiser.validate.runtime.weights import fill_random, layout, numerics_of
+from splitwiser.validate.runtime.weights import fill_random, layout
 
 LOAD = Load(batch=3, prompt_tokens=24, output_tokens=5)
 BATCHES, SEED = 3, 7

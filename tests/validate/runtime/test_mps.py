@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from splitwiser.validate.runtime import guardian
+from splitwiser.validate.runtime.faults import RunFailed
 from splitwiser.validate.runtime.mps import MpsDaemon
 from splitwiser.validate.runtime.scratch import Scratch
 
@@ -162,7 +163,7 @@ def test_a_daemon_that_does_not_come_up_says_why(
     """A failed start is one line that ends with the daemon's own last words, and leaves nothing."""
     monkeypatch.setenv("STAND_IN", "refuses")
     with Scratch() as scratch:
-        with pytest.raises(RuntimeError, match=r"did not come up: control starting, devices all$"):
+        with pytest.raises(RunFailed, match=r"did not come up: control starting, devices all$"):
             MpsDaemon(scratch).__enter__()
         assert list(scratch.directory.iterdir()) == []
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from multiprocessing import Pipe
 from threading import Thread
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -335,6 +336,25 @@ def test_a_worker_that_stalls_counts_as_dead(monkeypatch: pytest.MonkeyPatch) ->
     with run(late, split(1, 1), stall_s=0.6) as made:
         made.router.serve()
         assert made.recorder.finished == 2
+
+
+def test_time_in_which_the_router_was_stopped_is_not_a_worker_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After Ctrl-Z longer than `stall_s` and `fg` the run goes on: nobody could be heard."""
+    clock = SimpleNamespace(jump=0.0)
+    monkeypatch.setattr(
+        "splitwiser.validate.runtime.router.monotonic", lambda: monotonic() + clock.jump
+    )
+    trace = Trace(np.array([0.0]), np.array([10]), np.array([3]))
+
+    def stopped(finished: int, requests: int) -> bool:
+        clock.jump += 100.0 if not clock.jump else 0.0
+        return True
+
+    with run(trace, engines(1), [Habits(seconds=0.7)], stall_s=10.0) as made:
+        made.router.serve(progress=stopped)
+        assert clock.jump and made.recorder.finished == 1
 
 
 def test_bad_health_ends_the_run() -> None:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from splitwiser.models.config import read_config
 from splitwiser.validate.runtime.kernels import kernels_for
+from splitwiser.validate.runtime.numerics import numerics_of
 from splitwiser.validate.runtime.prompt_attention import Span
 from splitwiser.validate.runtime.torch_kernels import TorchKernels
 from splitwiser.validate.runtime.transformer import ModelBatch, Transformer
-from splitwiser.validate.runtime.weights import fill_from_folder, layout, numerics_of
+from splitwiser.validate.runtime.weights import fill_from_folder, layout
 
 torch.set_num_threads(1)
 

@@ -10,14 +10,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from splitwiser.models.catalogue import catalogue, llm
+from splitwiser.validate.runtime.numerics import Numerics, numerics_of
 from splitwiser.validate.runtime.weights import (
     FAMILIES,
-    Numerics,
     fill_from_folder,
     fill_random,
     hub_views,
     layout,
-    numerics_of,
 )
 
 TINY = (llm("tiny-llama"), llm("tiny-opt"))

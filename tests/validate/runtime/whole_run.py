@@ -1,0 +1,109 @@
+"""A run in a process of its own, as a user starts it, and what there is to see of it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from splitwiser.validate.runtime import guardian
+
+ENDS_S = 10.0  # a run that cannot go on ends within so many seconds
+LAST_S = 0.5  # multiprocessing's resource tracker leaves when it sees that the main process has
+STARTS_S = 90.0  # for a start, on a machine that is busy
+SERVED_S = 1.0  # of serving, before the blow: some requests have finished, and most have not
+SRC = Path(__file__).parents[3] / "src"
+MARK = "SPLITWISER_TEST_RUN"
+
+
+class Run:
+    """A run under way, in a process group of its own as a terminal would have it."""
+
+    def __init__(self, folder: Path, *command: str) -> None:
+        self.folder = folder
+        self.directory: Path | None = None  # its private one, once its guardian has been seen
+        self._mark = secrets.token_hex(8)
+        self._out, self._err = folder / f"out-{self._mark}", folder / f"err-{self._mark}"
+        paths = (str(SRC), str(Path(__file__).parent))
+        environment = {**os.environ, MARK: self._mark, "PYTHONPATH": os.pathsep.join(paths)}
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.main = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def await_note(self, text: str) -> None:
+        """Wait until the run has said *text*."""
+        deadline = time.monotonic() + STARTS_S
+        while text not in self._err.read_text():
+            assert self.main.poll() is None and time.monotonic() < deadline, self._err.read_text()
+            time.sleep(0.01)
+
+    def serve(self) -> None:
+        """Wait until the run has served for a while."""
+        self.await_note("note: serving ")
+        time.sleep(SERVED_S)
+
+    def children(self) -> dict[str, int]:
+        """The process ids of the run's children by what they are; hosts are numbered from 0."""
+        found: list[tuple[int, int, bytes]] = []
+        for pid in self._marked():
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            fields = stat[stat.rindex(")") + 2 :].split()
+            if int(fields[1]) == self.main.pid:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                found.append((int(fields[19]), pid, command))
+        named: dict[str, int] = {}
+        spawned = 0
+        for _, pid, command in sorted(found):
+            if b"guardian.py" in command:
+                named["guardian"] = pid
+                self.directory = Path(os.fsdecode(command.split(b"\0")[-2]))
+            elif b"spawn_main" in command:
+                named[f"host {spawned - 1}" if spawned else "owner"] = pid
+                spawned += 1
+        return named
+
+    def child(self, name: str) -> int:
+        """The process id of a child, once it is there."""
+        deadline = time.monotonic() + STARTS_S
+        while (pid := self.children().get(name)) is None:
+            assert time.monotonic() < deadline, self._err.read_text()
+        return pid
+
+    def interrupt(self) -> None:
+        """Ctrl-C: a terminal signals the whole group."""
+        os.killpg(self.main.pid, signal.SIGINT)
+
+    def end(self, within: float = ENDS_S) -> tuple[int, str, list[str]]:
+        """Status, stdout, and the lines of stderr but notes; within that time nothing is left."""
+        status = self.main.wait(within)
+        self.vanish(LAST_S)
+        lines = self._err.read_text().splitlines()
+        return status, self._out.read_text(), [x for x in lines if not x.startswith("note: ")]
+
+    def vanish(self, within: float) -> None:
+        """Wait until no process of the run is left."""
+        deadline = time.monotonic() + within
+        while left := self._marked():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.02)
+
+    def _marked(self) -> list[int]:
+        """All processes that descend from this run, whosever children they are now."""
+        mark, marked = f"{MARK}={self._mark}".encode(), []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    marked.append(int(entry.name))
+            except OSError:  # it has ended, or is not ours
+                continue
+        return [pid for pid in marked if guardian.identify(pid) is not None]
