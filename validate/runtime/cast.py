@@ -68,6 +68,7 @@ class Cast:
         self._holding: list[Connection] = []  # pipes that must not close while the run goes on
         self._stopped_at: dict[str, float] = {}  # first seen so, by the name of the process
         self._looked = 0.0  # at who is stopped, the last time
+        self._free_lists: list[BlockAllocator] = []
         self._kept = ExitStack()
         self.ports: list[Port] = []
 
@@ -110,7 +111,9 @@ class Cast:
             block_table(self._trace, self._llm, deployment.block_size),
         )
         for index, blocks in enumerate(self.pools):
-            self._kept.callback(BlockAllocator.create(shared.allocator(index), blocks).close)
+            free_list = BlockAllocator.create(shared.allocator(index), blocks)
+            self._kept.callback(free_list.close)
+            self._free_lists.append(free_list)
         ours, theirs = _spawn.Pipe()
         self._holding.append(ours)
         self._owner = self._spawn("owner", own, (shared, theirs), None)
@@ -220,6 +223,11 @@ class Cast:
         except (EOFError, OSError):
             process.join(LOOK_S)
             raise RunFailed(how_it_died(process)) from None
+
+    @property
+    def blocks_in_use(self) -> int:
+        """KV blocks that somebody holds, over all pools."""
+        return sum(pool.total - pool.free_count() for pool in self._free_lists)
 
     def health(self) -> str | None:
         """What is wrong with somebody whom the router does not hear, in one line; or None."""

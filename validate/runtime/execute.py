@@ -190,6 +190,9 @@ class _Run:
             self.ended = router.serve(until, progress)
             self._until = monotonic()
             counts = router.stop(STOP_S)
+            if self.ended is None and len(counts) == len(cast.ports):  # else some were cut off
+                held = cast.blocks_in_use
+                assert not held, f"{held} KV blocks were never freed"
             self._overheads = self._costs(router, counts)
 
     def _health(self, cast: Cast, progress: Progress | None) -> str | None:

@@ -119,8 +119,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def memory() -> set[Path]:
-    """What lies in shared memory that torch or multiprocessing may have put there."""
-    kinds = ("torch_*", "psm_*", "sem.mp-*")
+    """What lies in shared memory that torch or multiprocessing put there."""
+    kinds = ("torch_*", "psm_*")  # semaphores too may be those of other programs
     return {path for kind in kinds for path in Path("/dev/shm").glob(kind)}
 
 

@@ -14,7 +14,7 @@ from splitwiser.validate.runtime import guardian
 ENDS_S = 10.0  # a run that cannot go on ends within so many seconds
 LAST_S = 0.5  # multiprocessing's resource tracker leaves when it sees that the main process has
 STARTS_S = 90.0  # for a start, on a machine that is busy
-SERVED_S = 1.0  # of serving, before the blow: some requests have finished, and most have not
+SERVED_S = 2.0  # of serving, before the blow: some requests have finished, and most have not
 SRC = Path(__file__).parents[3] / "src"
 MARK = "SPLITWISER_TEST_RUN"
 
