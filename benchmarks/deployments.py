@@ -18,7 +18,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ MODEL = "meta-llama/Llama-3.1-8B"
 MINUTES = 5
 MEASURED = Path(__file__).with_name("h200_deployments")
 METRICS = ("ttft", "tpot")
+# What is kept of every request.
+COLUMNS = ("arrival", "prompt_tokens", "output_tokens", "scheduled", "first_token", "finished")
 
 
 def _split(sharing: str, prefill: float | None = None, decode: float | None = None) -> Deployment:
@@ -78,6 +80,7 @@ def main() -> int:
 
 def _measure(name: str, repeat: int, options: argparse.Namespace) -> None:
     from splitwiser.models.catalogue import llm
+    from splitwiser.sim.result import plain
     from splitwiser.traces.readers import read_trace
     from splitwiser.validate import execute
 
@@ -94,10 +97,9 @@ def _measure(name: str, repeat: int, options: argparse.Namespace) -> None:
         say=lambda line: print(f"  {line}", file=sys.stderr),
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    columns = ("arrival", "prompt_tokens", "output_tokens", "scheduled", "first_token", "finished")
-    rows = result.requests[list(columns)].astype(
-        {name: "float32" if kind == "float64" else "int32" for name, kind in _kinds(result)}
-    )
+    rows = result.requests[list(COLUMNS)]
+    narrow = {name: "float32" if rows[name].dtype == "float64" else "int32" for name in COLUMNS}
+    rows = rows.astype(narrow)
     rows.to_parquet(options.out / f"{name}-{repeat}.parquet", index=False, compression="zstd")
     found = {
         "deployment": name,
@@ -107,15 +109,8 @@ def _measure(name: str, repeat: int, options: argparse.Namespace) -> None:
         "summary": result.summary(percentiles=(50, 90, 99)),
         "meta": result.meta,
     }
-    from splitwiser.sim.result import plain
-
     text = json.dumps(plain(found), indent=1)
     (options.out / f"{name}-{repeat}.json").write_text(text + "\n")
-
-
-def _kinds(result: Any) -> list[tuple[str, str]]:
-    columns = ("arrival", "prompt_tokens", "output_tokens", "scheduled", "first_token", "finished")
-    return [(name, str(getattr(result, name).dtype)) for name in columns]
 
 
 # The table --------------------------------------------------------------------------------------
@@ -142,12 +137,18 @@ def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "completed": spread("completed"),
         "throughput": spread("request_throughput"),
         **{f"{m}_p{p}_ms": spread(f"p{p}_{m}_ms") for m in METRICS for p in (50, 99)},
+        "handover_p99_ms": _worst(run["meta"]["overheads"].get("handover_ms", {}) for run in runs),
         "granted_sms": meta["granted_sms"],
         "power_w": meta["telemetry"]["power_w_mean"],
         "provenance": meta["provenance"],
         "rate": runs[0]["rate"],
         "traffic": meta["traffic"],
     }
+
+
+def _worst(handovers: Iterable[dict[str, float]]) -> float | None:
+    """The largest 99th percentile of several runs, in ms; None where nothing was handed over."""
+    return max((found["p99"] for found in handovers if found), default=None)
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
@@ -159,11 +160,16 @@ def _print(rows: list[dict[str, Any]]) -> None:
     )
     titles = ("req/s", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99")
     keys = ("throughput", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")
-    print(f"{'deployment':<23}{'SMs':>9}" + "".join(f"{title:>22}" for title in titles) + "    W")
+    head = f"{'deployment':<23}{'SMs':>8}{'done':>6}"
+    print(head + "".join(f"{title:>21}" for title in titles) + "  hand-over p99    W")
     for row in rows:
-        cells = "".join(f"{_cell(row[key], row['runs']):>22}" for key in keys)
+        cells = "".join(f"{_cell(row[key], row['runs']):>21}" for key in keys)
         sms = "+".join(str(count) for count in row["granted_sms"])
-        print(f"{row['deployment']:<23}{sms:>9}{cells}{row['power_w'] or 0:>5.0f}")
+        done, handed = row["completed"][0], row["handover_p99_ms"]
+        waited = "" if handed is None else f"{handed:.2f}"
+        print(
+            f"{row['deployment']:<23}{sms:>8}{done:>6.0f}{cells}{waited:>15}{row['power_w'] or 0:>5.0f}"
+        )
 
 
 def _cell(values: list[float], runs: int) -> str:

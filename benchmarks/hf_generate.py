@@ -200,7 +200,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": monotonic() - start,
         "steady": [{**asdict(row), "difference_percent": row.difference} for row in rows],
         "whole": runs,
-        "text": tables(rows, runs),
     }
 
 
@@ -213,14 +212,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=MEASURED, help="table to compare with")
     parser.add_argument("--out", type=Path, help="file for the raw results")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--show", type=Path, help="measure nothing: the table of a raw file")
     arguments = parser.parse_args()
     if not arguments.seconds > 0:
         parser.error(f"--seconds {arguments.seconds:g}: a number above 0")
     try:
-        found = run(arguments)
+        found = json.loads(arguments.show.read_text()) if arguments.show else run(arguments)
     except (ImportError, ValueError, OSError, MemoryError, RuntimeError) as error:
         raise SystemExit(f"hf_generate: {error}") from None
-    text = found.pop("text")
+    rows = [
+        Row(**{name: row[name] for name in Row.__dataclass_fields__}) for row in found["steady"]
+    ]
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if arguments.json:
@@ -232,7 +234,7 @@ def main() -> None:
         f"{about['date']}; {found['load']['batch']} x {found['load']['prompt_tokens']} in, "
         f"{found['load']['output_tokens']} out; {found['seconds']:.0f} s in all\n"
     )
-    print(text)
+    print(tables(rows, found["whole"]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How far the runtime is from what its device can do.
 
+    python benchmarks/limits.py --show benchmarks/h200_limits.json    # what was measured
     python benchmarks/limits.py [--device cuda:0|cpu] [--model NAME] [--quick] [--json] [--out FILE]
 
 The ceilings are measured first: a large matrix product in the model's dtype, and a large copy
@@ -66,6 +67,10 @@ class Row:
 def main() -> int:
     """Measure, print the table, and say by the exit status whether all that is owed is met."""
     options = _options()
+    if options.show:
+        found = json.loads(options.show.read_text())
+        _print(found, [Row(**row) for row in found["rows"]])
+        return 0
     sizes = SMALL if options.device == "cpu" or options.quick else FULL
     model = options.model or sizes.model
     # In a process of its own: the memory that it takes must be free again for the traffic.
@@ -294,6 +299,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--alone", action="store_true", help="no traffic: prefill and decode only")
     parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
     parser.add_argument("--out", type=Path, help="write them there too")
+    parser.add_argument("--show", type=Path, help="measure nothing: the table of such a file")
     return parser.parse_args()
 
 

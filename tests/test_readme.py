@@ -11,6 +11,8 @@ import io
 import os
 import re
 import shlex
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +97,28 @@ def test_a_real_run_prints_what_is_shown() -> None:
         printed = output_of(fewer)
     assert re.search(r"^Successful requests: +5$", printed, re.MULTILINE)
     assert labels(printed) == labels(shown)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "limits.py --show benchmarks/h200_limits.json",
+        "hf_generate.py --show benchmarks/h200_hf_generate.json",
+        "deployments.py",
+    ],
+)
+def test_the_measured_tables_are_those_of_the_raw_data(command: str) -> None:
+    """Each table of docs/runtime.md is what its benchmark makes of the committed measurements."""
+    script, *options = command.split()
+    printed = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / script, *options],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.rstrip() in (ROOT / "docs/runtime.md").read_text("utf-8")
 
 
 def test_the_first_commands_are_those_that_are_shown_and_tested() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,10 +44,11 @@ class ChunkedEngine(Worker):
     A prompt gets all its blocks when its first chunk is scheduled, as in Sarathi.
     """
 
-    partials: deque[Partial]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.partials: deque[Partial] = deque()
 
     def launch(self) -> Flight | None:
-        self.partials = getattr(self, "partials", deque())
         if self.swapped:
             self.swap_in()
         self.make_room()

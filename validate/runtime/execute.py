@@ -30,7 +30,7 @@ from splitwiser.validate.runtime.device import (
 from splitwiser.validate.runtime.faults import RunFailed
 from splitwiser.validate.runtime.messages import Ids
 from splitwiser.validate.runtime.recorder import Recorder
-from splitwiser.validate.runtime.room import room, sheet_of
+from splitwiser.validate.runtime.room import room
 from splitwiser.validate.runtime.router import Router
 from splitwiser.validate.runtime.scratch import Scratch
 from splitwiser.validate.runtime.telemetry import Telemetry
@@ -88,8 +88,7 @@ def execute(
             tokens=tokens,
         )
     about = provenance(there)
-    sheet = sheet_of(about["name"], about.get("memory_bytes"))
-    plan = room(deployment, llm, sheet, trace)
+    plan = room(deployment, llm, about["name"], about.get("memory_bytes"), trace)
     outputs = Outputs.of(trace.prompt_tokens, trace.output_tokens, llm.max_context)
     recorder = Recorder(trace.prompt_tokens, outputs.tokens)
     run = _Run(trace, deployment, llm, there, plan, recorder, about)
@@ -116,9 +115,8 @@ def execute(
 
 def prompt_tokens(trace: Trace, llm: Llm, seed: int, request: int) -> Ids:
     """The tokens of a request's prompt: random, and the same in every run with this seed."""
-    key = [seed, request % 2**64]
-    generator = np.random.Generator(np.random.Philox(key=key))
-    count = trace.prompt_tokens[request if request >= 0 else -1 - request]
+    generator = np.random.Generator(np.random.Philox(key=[seed, request]))
+    count = trace.prompt_tokens[request]
     tokens: Ids = generator.integers(0, llm.vocab, count, dtype=np.int32)
     return tokens
 

@@ -87,6 +87,7 @@ class Reporter:
             self._flights.put(flight)
         else:
             self._report(flight)
+            flight.done.set()
 
     def _watch(self) -> None:
         self._runner.enter_thread()
@@ -141,4 +142,3 @@ class Reporter:
             self._pool.release(np.array(member.blocks, np.int32))
             member.blocks = []
         self.steps += 1
-        flight.done.set()

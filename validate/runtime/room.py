@@ -19,36 +19,39 @@ from splitwiser.traces.trace import Trace
 SPARE_BLOCKS = 2  # of a pool that holds all the traffic at once
 
 
-def sheet_of(name: str, memory: float | None) -> Gpu:
-    """The data sheet of a device by the name its driver gives it, with the *memory* (bytes) it has.
+def room(
+    deployment: Deployment, llm: Llm, name: str, memory: float | None, trace: Trace
+) -> MemoryPlan:
+    """The memory plan of a deployment, as the simulator makes it, on a device called *name*.
 
-    A GPU without a data sheet is planned for like an H200 of that memory.
+    *memory* is that of a GPU in bytes; None stands for the CPU, whose free memory is also everybody
+    else's: its pools are no larger than the traffic can fill. What contexts and activations take on
+    a GPU without a data sheet is assumed to be as on an H200. Raises `DoesNotFit` where not one
+    block is left.
     """
     if memory is None:
-        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return replace(gpu("cpu"), memory=float(pages))
-    for words in (name.lower().removeprefix("nvidia ").split(), ["h200"]):
-        for count in range(len(words), 0, -1):
-            try:
-                return replace(gpu("-".join(words[:count])), memory=memory)
-            except ValueError:
-                continue
-    raise AssertionError("the H200 has a data sheet")
-
-
-def room(deployment: Deployment, llm: Llm, device: Gpu, trace: Trace) -> MemoryPlan:
-    """The memory plan of a deployment, as the simulator makes it.
-
-    The CPU's memory is also everybody else's: its pools are no larger than the traffic can fill.
-    Raises `DoesNotFit` where not one block is left.
-    """
-    profile = profile_for(device.name)
+        known = gpu("cpu")
+        memory = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    else:
+        known = _nearest(name)
+    device = replace(known, name=name, memory=memory)
     longest = trace.longest_prompt(llm.max_context)
-    plan = memory_plan(deployment, llm, device, profile, longest)
-    if device.name == "cpu" and deployment.num_gpu_blocks is None:
+    plan = memory_plan(deployment, llm, device, profile_for(known.name), longest)
+    if known.name == "cpu" and deployment.num_gpu_blocks is None:
         most = min(plan.blocks, _all_at_once(trace, llm, deployment.block_size))
         return replace(plan, blocks=most, kv=most * plan.block_bytes * plan.pools)
     return plan
+
+
+def _nearest(name: str) -> Gpu:
+    """The data sheet for the name that a driver gives a GPU; the H200's where there is none."""
+    words = name.lower().removeprefix("nvidia ").split()
+    for count in range(len(words), 0, -1):
+        try:
+            return gpu("-".join(words[:count]))
+        except ValueError:
+            continue
+    return gpu("h200")
 
 
 def _all_at_once(trace: Trace, llm: Llm, block_size: int) -> int:

@@ -173,6 +173,7 @@ class Worker(ABC):
         if blocks is None:
             return None
         prompt = self._prompts.pop(self.waiting.popleft())
+        del self._lengths[prompt.request]
         return Running(
             prompt.request,
             prompt.tokens.tolist(),

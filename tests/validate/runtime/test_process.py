@@ -1,14 +1,15 @@
-"""How processes of a run end."""
+"""How processes of a run begin and end."""
 
 from __future__ import annotations
 
+import os
 from time import monotonic
 from typing import Any
 
 import pytest
 
 from splitwiser.validate.runtime import process as module
-from splitwiser.validate.runtime.process import KILL_S, end
+from splitwiser.validate.runtime.process import KILL_S, end, environment
 
 
 class Stubborn:
@@ -43,3 +44,13 @@ def test_patience_is_for_all_together(
     end(processes, patience)
     assert all(process.killed for process in processes)
     assert Stubborn.now == pytest.approx(patience + (KILL_S if immortal else 0.0))
+
+
+def test_processes_wait_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is started inside has patient threads, and the starter's own environment is as before."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    with environment({"SPLITWISER_TRIAL": "1"}):
+        assert os.environ["OMP_WAIT_POLICY"] == "passive"
+        assert os.environ["SPLITWISER_TRIAL"] == "1"
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    assert "SPLITWISER_TRIAL" not in os.environ

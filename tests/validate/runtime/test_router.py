@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import Pipe
 from threading import Thread
-from time import monotonic
+from time import monotonic, sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -377,3 +377,26 @@ def test_a_worker_that_hangs_up_ends_the_run(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(RunFailed, match=r"^engine process 0 \(pid 7\) closed its connection"):
             made.router.serve()
         ours.close()
+
+
+def test_a_known_cause_stands_before_what_a_worker_felt_of_it() -> None:
+    """A worker that fails because the daemon has died is not the one to name."""
+    told = r"^the MPS daemon died; \d+ of 12"
+    habits = [Habits(fault="fail", steps=1)]
+    with run(trace_of(), engines(1), habits, health=lambda: "the MPS daemon died") as made:
+        made.router._checked = monotonic() + 60  # nobody has looked yet
+        with pytest.raises(RunFailed, match=told):
+            made.router.serve()
+
+
+def _slow(finished: int, requests: int) -> bool:
+    sleep(0.35)
+    return True
+
+
+def test_what_was_told_before_the_end_counts() -> None:
+    """Steps that ended before `until` are in the result, though the router was late to read them."""
+    trace = Trace(np.array([0.0, 9.0]), np.full(2, 10), np.array([500, 3]))
+    with run(trace, engines(1), [Habits(seconds=5e-3)]) as made:
+        made.router.serve(until=0.6, progress=_slow)
+        assert made.result(0.6).token_times(0).max() > 0.5
