@@ -1,0 +1,1 @@
+"""Calibration: from measurements, ours or others', to a profile."""
