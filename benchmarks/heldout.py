@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from splitwiser.validate.calibration.measure import measure
-from splitwiser.validate.calibration.plans import LARGE, SMALL, alone, decode, fitting_memory, prefill
+from splitwiser.validate.calibration.plans import LARGE, SMALL, alone, decode, prefill
 from splitwiser.validate.calibration.points import Lane, Load, Plan, Point, Stage
+from splitwiser.validate.calibration.room import fitting
 from splitwiser.validate.runtime.device import device_named, provenance
 
 UNSEEN = ("facebook/opt-1.3b", "meta-llama/Llama-3.2-3B", "Qwen/Qwen2.5-7B")
@@ -37,7 +38,9 @@ def plan(seed: int, memory: float) -> Plan:
     generator = np.random.default_rng(seed)
     stages = [*_unseen(), _turns(generator), _mps(generator), _together(generator, "streams")]
     stages += [_together(generator, "green_contexts"), _other_model(generator)]
-    return Plan("heldout", "bfloat16", (), tuple(fitting_memory(s, memory) for s in stages))
+    return Plan(
+        "heldout", "bfloat16", (), tuple(part for s in stages for part in fitting(s, memory))
+    )
 
 
 def _unseen() -> Iterator[Stage]:

@@ -98,7 +98,11 @@ class LaneRunner:
         for (name, eager), batch in self._batches.items():
             runner = self._models.runner(name, self._sms, max_seqs=batch, eager=eager)
             longest = max(
-                (ld.tokens for ld in loads if (ld.llm, ld.eager) == (name, eager) and not ld.cached),
+                (
+                    ld.tokens
+                    for ld in loads
+                    if (ld.llm, ld.eager) == (name, eager) and not ld.cached
+                ),
                 default=0,
             )
             runner.warm_up(max(1, longest), max(1, longest))

@@ -100,9 +100,7 @@ def hold(needs: Needs, connection: Connection) -> None:
     weights, pools = {}, {}
     for name, blocks in needs.blocks.items():
         llm = measured_llm(name)
-        arena = Arena.allocate(
-            layout(llm).nbytes, device, needs.directory / f"weights-{len(kept)}"
-        )
+        arena = Arena.allocate(layout(llm).nbytes, device, needs.directory / f"weights-{len(kept)}")
         fill_random(arena.flat, llm, SEED)
         size = prod(pool_shape(llm, blocks, BLOCK)) * llm.dtype_bytes
         pool = Arena.allocate(size, device, needs.directory / f"pool-{len(kept)}")

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from splitwiser.validate.calibration.kernel_bench import bench
-from splitwiser.validate.calibration.points import (
-    Kernel,
-    Plan,
-    Point,
-    Stage,
-    kernel_key,
-    point_key,
-)
+from splitwiser.validate.calibration.points import Kernel, Plan, Stage, kernel_key, point_key
 from splitwiser.validate.calibration.raw import RawFile
+from splitwiser.validate.calibration.room import pruned
 from splitwiser.validate.calibration.stage_run import StageRun
 from splitwiser.validate.runtime.children import Children
 from splitwiser.validate.runtime.device import Device, provenance
@@ -91,7 +84,7 @@ def _measure_stage(
             return
         tell(f"starting the processes of {stage.sharing}")
         try:
-            _measure_points(_pruned(stage, wanted), device, raw, telemetry, tell)
+            _measure_points(pruned(stage, wanted), device, raw, telemetry, tell)
         except RunFailed:
             if death == DEATHS - 1:
                 raise
@@ -109,21 +102,3 @@ def _measure_points(
                 raise
             raw.add(point_key(stage, point), record)
             tell(f"{stage.sharing}: {' beside '.join(load.title for _, load in point.loads)}")
-
-
-def _pruned(stage: Stage, points: Sequence[Point]) -> Stage:
-    """The stage with these points, and the lanes (or whole groups of them) that they need."""
-    used = {place for point in points for place, _ in point.loads}
-    groups = {stage.lanes[place].group for place in used}
-    together = stage.sharing in ("streams", "green_contexts")
-    kept = [
-        place
-        for place, lane in enumerate(stage.lanes)
-        if place in used or (together and lane.group in groups)
-    ]
-    places = {old: new for new, old in enumerate(kept)}
-    moved = tuple(
-        replace(point, loads=tuple((places[place], load) for place, load in point.loads))
-        for point in points
-    )
-    return replace(stage, lanes=tuple(stage.lanes[place] for place in kept), points=moved)

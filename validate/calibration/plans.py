@@ -6,22 +6,17 @@ What identifies which parameter is in docs/calibration.md.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import product
 
-from splitwiser.validate.calibration.lane import BLOCK, measured_llm
-from splitwiser.validate.calibration.lane_process import RESERVE
-from splitwiser.validate.calibration.points import (
-    Kernel,
-    Lane,
-    Load,
-    Plan,
-    Point,
-    Stage,
-    pool_tokens,
-)
+from splitwiser.validate.calibration.points import Kernel, Lane, Load, Plan, Point, Stage
+from splitwiser.validate.calibration.room import fitting
 
 LARGE, SMALL = "meta-llama/Llama-3.1-8B", "facebook/opt-125m"
+LARGE_BY_MEMORY = (
+    (60e9, LARGE),
+    (30e9, "meta-llama/Llama-3.2-3B"),
+    (0.0, "meta-llama/Llama-3.2-1B"),
+)
 TINY = ("tiny-llama", "tiny-opt")
 
 # GEMMs (n, k): the layers of the two models whose steps are measured, and shapes between and beyond
@@ -46,33 +41,13 @@ WIDTHS = {"norm": (768, 4096), "rotate": (2304, 6144), "gated": (1536, 14336), "
 
 
 def gpu_plan(memory: float) -> Plan:
-    """The plan of a GPU with *memory* bytes: about eight minutes on an H200.
+    """The plan of a GPU with *memory* bytes: about six minutes on an H200.
 
-    Where the large model's steps do not fit they are left out: `fitting_memory`.
+    Smaller GPUs run a smaller model in fewer processes at a time, and leave out what does not fit.
     """
-    stages = tuple(fitting_memory(stage, memory) for stage in _gpu_stages())
+    large = next(name for least, name in LARGE_BY_MEMORY if memory >= least)
+    stages = tuple(part for stage in _gpu_stages(large) for part in fitting(stage, memory))
     return Plan("gpu", "bfloat16", tuple(_kernels()), stages)
-
-
-USED = 0.88  # share of the memory that a stage may take
-PROCESS_BYTES = 1.4e9  # of a lane: context, graphs, and the activations of a prompt of 8,192 tokens
-
-
-def fitting_memory(stage: Stage, memory: float) -> Stage:
-    """The stage without the points whose KV caches do not fit beside weights and processes."""
-    models = {name: measured_llm(name) for name in stage.models}
-    reserve = len(stage.lanes) * RESERVE * BLOCK
-    fixed = PROCESS_BYTES * len(stage.lanes) + sum(
-        llm.weight_bytes + reserve * llm.kv_bytes_per_token for llm in models.values()
-    )
-    # The pools of all models are there at once: the large one's gets what the small one's leaves.
-    kept = stage.points
-    for name in sorted(models, key=lambda name: models[name].kv_bytes_per_token):
-        each = models[name].kv_bytes_per_token
-        room = (USED * memory - fixed) / each
-        kept = tuple(point for point in kept if pool_tokens([point], name) <= room)
-        fixed += pool_tokens(kept, name) * each
-    return replace(stage, points=kept)
 
 
 def _kernels() -> Iterator[Kernel]:
@@ -108,11 +83,11 @@ def decode(llm: str, batch: int, context: int, *, eager: bool = False) -> Load:
     return Load(llm, batch=batch, context=context, eager=eager)
 
 
-def _gpu_stages() -> Iterator[Stage]:
-    yield _turns()
-    yield _mps()
-    yield _streams()
-    yield _green()
+def _gpu_stages(large: str) -> Iterator[Stage]:
+    yield _turns(large)
+    yield _mps(large)
+    yield _streams(large)
+    yield _green(large)
 
 
 P, D = Lane("prefill"), Lane("decode")
@@ -127,56 +102,69 @@ def alone(place: int, loads: Sequence[Load]) -> Iterator[Point]:
 
 
 def pairs(
-    first: int, second: int, prompts: Sequence[int], decodes: Sequence[tuple[int, int]]
+    large: str, lanes: tuple[int, int], prompts: Sequence[int], decodes: Sequence[tuple[int, int]]
 ) -> Iterator[Point]:
     """Points of two lanes: every prompt length beside every decode batch."""
+    first, second = lanes
     for tokens, (batch, context) in product(prompts, decodes):
-        yield Point(((first, prefill(LARGE, tokens)), (second, decode(LARGE, batch, context))))
+        yield Point(((first, prefill(large, tokens)), (second, decode(large, batch, context))))
 
 
-def _turns() -> Stage:
+def _turns(large: str) -> Stage:
     """Processes without MPS: phases alone on the whole device, and beside each other in turns."""
     lanes = (P, D, D, D, P)
     points = [
-        *alone(0, [prefill(LARGE, n) for n in (64, 128, 256, 512, 1024, 2048, 4096, 8192)]),
-        *alone(0, [prefill(LARGE, 256, 4), prefill(LARGE, 1024, 4), prefill(LARGE, 512, 8)]),
-        *alone(0, [prefill(LARGE, 512, cached=n) for n in (512, 2048, 8192)]),
+        *alone(0, [prefill(large, n) for n in (64, 128, 256, 512, 1024, 2048, 4096, 8192)]),
+        *alone(0, [prefill(large, 256, 4), prefill(large, 1024, 4), prefill(large, 512, 8)]),
+        *alone(0, [prefill(large, 512, cached=n) for n in (512, 2048, 8192)]),
         *alone(0, [prefill(SMALL, n) for n in (64, 256, 1024, 2000)]),
         *alone(0, [prefill(SMALL, 512, 20)]),
-        *alone(0, [Load(LARGE, 1, 448, 0, 64, 1024), Load(LARGE, 1, 1984, 0, 64, 2048)]),
-        *alone(1, [decode(LARGE, b, c) for b, c in product((1, 4, 16, 64, 128), (256, 1024, 4096))]),
-        *alone(1, [decode(LARGE, 256, c) for c in (256, 1024, 2048)]),
+        *alone(0, [Load(large, 1, 448, 0, 64, 1024), Load(large, 1, 1984, 0, 64, 2048)]),
+        *alone(
+            1, [decode(large, b, c) for b, c in product((1, 4, 16, 64, 128), (256, 1024, 4096))]
+        ),
+        *alone(1, [decode(large, 256, c) for c in (256, 1024, 2048)]),
         *alone(1, [decode(SMALL, b, c) for b, c in product((1, 16, 64, 256), (256, 1500))]),
-        *alone(1, [decode(LARGE, b, 1024, eager=True) for b in (1, 64)]),
+        *alone(1, [decode(large, b, 1024, eager=True) for b in (1, 64)]),
         *alone(1, [decode(SMALL, b, 512, eager=True) for b in (1, 20)]),
-        *pairs(0, 1, PAIR_PROMPTS, PAIR_DECODES),
-        *_crowds((0, 4), (1, 2, 3)),
+        *pairs(large, (0, 1), PAIR_PROMPTS, PAIR_DECODES),
+        *_crowds(large, (0, 4), (1, 2, 3)),
     ]
     return Stage("time_slice", lanes, tuple(points))
 
 
-def _crowds(prefills: Sequence[int], decodes: Sequence[int]) -> Iterator[Point]:
+def _crowds(large: str, prefills: Sequence[int], decodes: Sequence[int]) -> Iterator[Point]:
     """Equals beside each other, three and four processes, and work that waits for its host."""
     p, q = prefills[:2]
     d, e, f = decodes[:3]
-    large, small = decode(LARGE, 32, 1024), decode(SMALL, 20, 512, eager=True)
-    yield Point(((d, large), (e, large)))
-    yield Point(((p, prefill(LARGE, 1024)), (q, prefill(LARGE, 1024))))
-    yield Point(((d, large), (e, large), (p, prefill(LARGE, 512))))
-    yield Point(((d, large), (e, large), (p, prefill(LARGE, 2048)), (q, prefill(LARGE, 256))))
+    batch, small = decode(large, 32, 1024), decode(SMALL, 20, 512, eager=True)
+    yield Point(((d, batch), (e, batch)))
+    yield Point(((p, prefill(large, 1024)), (q, prefill(large, 1024))))
+    yield Point(((d, batch), (e, batch), (p, prefill(large, 512))))
+    yield Point(((d, batch), (e, batch), (p, prefill(large, 2048)), (q, prefill(large, 256))))
     yield Point(((d, small), (e, small)))
     yield Point(((d, small), (e, small), (f, small)))
     yield Point(((d, small), (p, prefill(SMALL, 512, 20))))
-    yield Point(((d, small), (p, prefill(LARGE, 1024))))
-    yield Point(((d, large), (p, prefill(SMALL, 512, 20))))
+    yield Point(((d, small), (p, prefill(large, 1024))))
+    yield Point(((d, batch), (p, prefill(SMALL, 512, 20))))
 
 
 PREFILL_SHARES = (None, 90.0, 75.0, 50.0, 25.0)
 DECODE_SHARES = (None, 75.0, 50.0, 25.0, 12.0)
-SPLITS = ((75, 25), (50, 50), (25, 75), (90, 12), (75, 50), (50, 75), (75, 75), (None, 25), (None, 50))
+SPLITS = (
+    (75, 25),
+    (50, 50),
+    (25, 75),
+    (90, 12),
+    (75, 50),
+    (50, 75),
+    (75, 75),
+    (None, 25),
+    (None, 50),
+)
 
 
-def _mps() -> Stage:
+def _mps(large: str) -> Stage:
     """Clients of MPS: every limit alone, then beside each other, limits that overlap among them."""
     lanes = (
         *(Lane("prefill", share) for share in PREFILL_SHARES),
@@ -187,38 +175,38 @@ def _mps() -> Stage:
     second = {share: place for place, share in enumerate(DECODE_SHARES, len(PREFILL_SHARES))}
     points: list[Point] = []
     for place in first.values():
-        points += alone(place, [prefill(LARGE, n) for n in PAIR_PROMPTS])
+        points += alone(place, [prefill(large, n) for n in PAIR_PROMPTS])
     for place in second.values():
-        points += alone(place, [decode(LARGE, b, c) for b, c in PAIR_DECODES])
-    points += pairs(first[None], second[None], PAIR_PROMPTS, PAIR_DECODES)
+        points += alone(place, [decode(large, b, c) for b, c in PAIR_DECODES])
+    points += pairs(large, (first[None], second[None]), PAIR_PROMPTS, PAIR_DECODES)
     for p, d in SPLITS:
-        points += pairs(first[p], second[d], (128, 512, 2048), ((16, 1024), (64, 2048)))
-        points += pairs(first[p], second[d], (4096,), ((128, 4096),))
-    points += _crowds((first[None], 10), (second[None], 11, 12))
-    points += _limited_crowds(first, second)
+        points += pairs(large, (first[p], second[d]), (128, 512, 2048), ((16, 1024), (64, 2048)))
+        points += pairs(large, (first[p], second[d]), (4096,), ((128, 4096),))
+    points += _crowds(large, (first[None], 10), (second[None], 11, 12))
+    points += _limited_crowds(large, first, second)
     return Stage("mps", lanes, tuple(points))
 
 
 def _limited_crowds(
-    first: Mapping[float | None, int], second: Mapping[float | None, int]
+    large: str, first: Mapping[float | None, int], second: Mapping[float | None, int]
 ) -> Iterator[Point]:
     """Two to four limited processes, equals and work that waits for its host among them."""
-    large, small = decode(LARGE, 32, 1024), decode(SMALL, 20, 512, eager=True)
+    batch, small = decode(large, 32, 1024), decode(SMALL, 20, 512, eager=True)
     a, b, c = second[75.0], second[50.0], second[25.0]
-    yield Point(((b, large), (c, large), (first[25.0], prefill(LARGE, 1024))))
-    yield Point(((a, large), (b, large), (c, large)))
-    mixed = ((first[75.0], prefill(LARGE, 1024)), (first[50.0], prefill(LARGE, 512)))
-    yield Point(((a, large), (b, large), *mixed))
+    yield Point(((b, batch), (c, batch), (first[25.0], prefill(large, 1024))))
+    yield Point(((a, batch), (b, batch), (c, batch)))
+    mixed = ((first[75.0], prefill(large, 1024)), (first[50.0], prefill(large, 512)))
+    yield Point(((a, batch), (b, batch), *mixed))
     yield Point(((b, small), (c, small)))
-    yield Point(((c, small), (first[75.0], prefill(LARGE, 1024))))
+    yield Point(((c, small), (first[75.0], prefill(large, 1024))))
 
 
-def _streams() -> Stage:
+def _streams(large: str) -> Stage:
     lanes = (P, D)
     points = [
-        *alone(0, [prefill(LARGE, n) for n in (512, 2048)]),
-        *alone(1, [decode(LARGE, b, c) for b, c in ((16, 1024), (128, 4096))]),
-        *pairs(0, 1, PAIR_PROMPTS, PAIR_DECODES),
+        *alone(0, [prefill(large, n) for n in (512, 2048)]),
+        *alone(1, [decode(large, b, c) for b, c in ((16, 1024), (128, 4096))]),
+        *pairs(large, (0, 1), PAIR_PROMPTS, PAIR_DECODES),
     ]
     return Stage("streams", lanes, tuple(points))
 
@@ -226,15 +214,15 @@ def _streams() -> Stage:
 GREEN = (12.0, 25.0, 50.0, 75.0)  # per cent of the SMs for decode; prefill has the rest
 
 
-def _green() -> Stage:
+def _green(large: str) -> Stage:
     lanes: list[Lane] = []
     points: list[Point] = []
     for group, share in enumerate(GREEN):
         first, second = len(lanes), len(lanes) + 1
         lanes += [Lane("prefill", 100.0 - share, group), Lane("decode", share, group)]
-        points += alone(first, [prefill(LARGE, n) for n in (128, 512, 2048)])
-        points += alone(second, [decode(LARGE, b, c) for b, c in ((16, 1024), (64, 2048))])
-        points += pairs(first, second, (128, 512, 2048), ((16, 1024), (64, 2048)))
+        points += alone(first, [prefill(large, n) for n in (128, 512, 2048)])
+        points += alone(second, [decode(large, b, c) for b, c in ((16, 1024), (64, 2048))])
+        points += pairs(large, (first, second), (128, 512, 2048), ((16, 1024), (64, 2048)))
     return Stage("green_contexts", tuple(lanes), tuple(points))
 
 

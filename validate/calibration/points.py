@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Phase = Literal["prefill", "decode"]
+TOGETHER = ("streams", "green_contexts")  # whose lanes are threads of one process
 
 
 @dataclass(frozen=True, slots=True)

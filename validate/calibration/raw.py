@@ -98,7 +98,7 @@ def _conditions(row: Any, path: Path) -> dict[str, Any]:
 
 def _checked(row: Any, place: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get("key"), str):
-        raise ValueError(f"{place}: a measurement is an object with a key")
+        raise ValueError(f"{place}: a measurement is an object with a key")  # noqa: TRY004
     if "error" in row:
         return str(row["key"])
     numbers = row["rates"] if "rates" in row else [row.get("seconds")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from itertools import pairwise
 from statistics import quantiles
 from time import monotonic
 from types import TracebackType
@@ -24,7 +24,7 @@ from splitwiser.validate.calibration.lane_process import (
     attend,
     hold,
 )
-from splitwiser.validate.calibration.points import Lane, Point, Stage, lanes_record, pool_tokens
+from splitwiser.validate.calibration.points import TOGETHER, Point, Stage, lanes_record, pool_tokens
 from splitwiser.validate.runtime.children import Child, Children
 from splitwiser.validate.runtime.device import Device
 from splitwiser.validate.runtime.mps import MpsDaemon
@@ -35,7 +35,6 @@ SEND_S = 0.02  # for an order to reach every process
 SETTLE_S = 0.04  # all lanes run for so long before anything counts
 SHORTEST_S, LONGEST_S = 0.35, 4.0  # of a window
 STEPS = 7  # of the slowest lane that a window should hold, were it alone on its part of the device
-TOGETHER = ("streams", "green_contexts")
 
 
 class StageRun:
@@ -210,5 +209,5 @@ def _loads(stage: Stage, place: int) -> tuple[Any, ...]:
 
 def _quartiles(ends: Sequence[float]) -> list[float]:
     """The quartiles of the times between ends, in seconds."""
-    gaps = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(ends)]
     return [round(value, 9) for value in (quantiles(gaps, n=4) if len(gaps) > 1 else gaps * 3)]
