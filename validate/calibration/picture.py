@@ -80,7 +80,9 @@ def _drawing(residuals: Sequence[Residual], title: str, subtitle: str) -> alt.VC
     errors = _errors(rows, groups, color, width=SIDE * len(units) + 100 * (len(units) - 1))
     drawing: alt.VConcatChart = (
         alt.vconcat(alt.hconcat(*squares, spacing=40), errors, spacing=30)
-        .properties(title=alt.TitleParams(title, subtitle=subtitle, anchor="start", offset=14))
+        .properties(
+            title=alt.TitleParams(_text(title), subtitle=_text(subtitle), anchor="start", offset=14)
+        )
         .configure_title(fontSize=12)
         .configure_view(stroke="#cccccc")
         .configure_axis(gridColor="#eeeeee", labelLimit=400, titleFontWeight="normal")
@@ -98,9 +100,9 @@ def _rows(residuals: Sequence[Residual]) -> list[dict[str, Any]]:
     )
     return [
         {
-            "group": row.group,
-            "line": f"{row.group}: MAPE {summary[row.group].mape:.1%}",
-            "what": row.title,
+            "group": _text(row.group),
+            "line": f"{_text(row.group)}: MAPE {summary[row.group].mape:.1%}",
+            "what": _text(row.title),
             "unit": row.unit,
             "measured": row.measured,
             "fitted": row.predicted,
@@ -108,6 +110,11 @@ def _rows(residuals: Sequence[Residual]) -> list[dict[str, Any]]:
         }
         for row in residuals
     ]
+
+
+def _text(text: str) -> str:
+    """Return *text* without what would end the script that holds it in a page."""
+    return text.replace("</", "< /")
 
 
 def _square(

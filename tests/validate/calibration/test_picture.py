@@ -33,6 +33,15 @@ def test_the_html_needs_no_network(calibration: Calibration) -> None:
     assert "@import" not in page
 
 
+def test_a_name_cannot_break_the_page(calibration: Calibration) -> None:
+    """A table's text stays text: it neither ends the page's script nor adds a tag."""
+    pytest.importorskip("altair")
+    row = calibration.residuals[0]._replace(group="</script><img>", title="</script><img>")
+    tags = _Tags()
+    tags.feed(picture([row], "</script><img>", "</script><img>", ".html").decode())
+    assert "img" not in [name for name, _ in tags.found]
+
+
 class _Tags(HTMLParser):
     """The tags of a page with their attributes; what scripts hold is text."""
 
