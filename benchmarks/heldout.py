@@ -30,7 +30,7 @@ MEASURED = (64, 128, 256, 512, 1024, 2048, 4096, 8192)  # prompt lengths of the 
 PREFILLS = (None, 85.0, 65.0, 40.0, 30.0)
 DECODES = (None, 85.0, 60.0, 35.0, 20.0)
 GREEN = (18.0, 37.0, 62.0, 82.0)
-REPEATED, REPEATS = 8, 3
+REPEATED, REPEATS = 4, 3
 
 
 def plan(seed: int, memory: float) -> Plan:
@@ -82,13 +82,13 @@ def _repeated(points: Sequence[Point]) -> Iterator[Point]:
 def _turns(generator: np.random.Generator) -> Stage:
     lanes = (Lane("prefill"), Lane("decode"), Lane("decode"), Lane("prefill"))
     between = [(2, 600), (8, 3000), (24, 1500), (48, 700), (96, 1200), (200, 800), (100, 3000)]
-    some = [_pair(generator, 0, 1) for _ in range(48)]
+    some = [_pair(generator, 0, 1) for _ in range(44)]
     points = [
         *alone(0, [prefill(LARGE, n) for n in (96, 200, 384, 700, 1000, 1500, 3000, 6000)]),
         *alone(0, [Load(LARGE, 1, 300, 0, 40, 900), prefill(LARGE, 400, 3)]),
         *alone(1, [decode(LARGE, b, c) for b, c in between]),
         *some,
-        *_crowds(generator, (0, 3), (1, 2), 8),
+        *_crowds(generator, (0, 3), (1, 2), 6),
         *_repeated(some),
     ]
     return Stage("time_slice", lanes, tuple(points))
@@ -126,8 +126,8 @@ def _mps(generator: np.random.Generator) -> Stage:
     points = [
         *free,
         *limited,
-        *_crowds(generator, (0, 10), (5, 11), 6),
-        *_crowds(generator, (2, 3), (8, 9), 6),
+        *_crowds(generator, (0, 10), (5, 11), 4),
+        *_crowds(generator, (2, 3), (8, 9), 4),
         *_repeated(free),
         *_repeated(limited),
     ]

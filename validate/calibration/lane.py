@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -120,24 +120,36 @@ class LaneRunner:
         return launch, seconds
 
 
-def repeat(launch: Callable[[], Pending], begin: float, end: float) -> list[float]:
+class Done(NamedTuple):
+    """One repetition: when it ended (`time.monotonic`), and the seconds that its launch took the host."""
+
+    end: float
+    host: float
+
+
+def repeat(launch: Callable[[], Pending], begin: float, end: float) -> list[Done]:
     """Repeat a step from *begin* to *end* (`time.monotonic`), some launched ahead as workers do.
 
-    Returns when each ended. The last ones end after *end*: whoever measures beside it is not left
-    alone inside the window.
+    The last ones end after *end*: whoever measures beside it is not left alone inside the window.
     """
     sleep(max(0.0, begin - monotonic() - 2e-3))
     while monotonic() < begin:
         pass
-    ends: list[float] = []
-    under_way: deque[Pending] = deque()
-    while monotonic() < end:
-        under_way.append(launch())
+    done: list[Done] = []
+    under_way: deque[tuple[Pending, float]] = deque()
+
+    def wait() -> None:
+        pending, host = under_way.popleft()
+        done.append(Done(pending.wait()[0], host))
+
+    while (now := monotonic()) < end:
+        pending = launch()
+        under_way.append((pending, monotonic() - now))
         if len(under_way) >= AHEAD:
-            ends.append(under_way.popleft().wait()[0])
+            wait()
     while under_way:
-        ends.append(under_way.popleft().wait()[0])
-    return ends
+        wait()
+    return done
 
 
 def _step(runner: Runner, load: Load, reserve: Ids, seed: int) -> Callable[[], Pending]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from splitwiser.validate.calibration.lane import (
     BLOCK,
+    Done,
     LaneRunner,
     Models,
     about,
@@ -147,15 +148,15 @@ def attend(booth: Booth, connection: Connection) -> None:
 
 def _repeat_all(
     runners: Sequence[_Seated], prepared: dict[int, Any], window: Window
-) -> list[list[float]]:
-    """Run every lane that was prepared, the first in this thread; when their steps ended."""
+) -> list[list[Done]]:
+    """Run every lane that was prepared, the first in this thread; what each repeated."""
     import torch
 
-    ends: dict[int, list[float]] = {}
+    done: dict[int, list[Done]] = {}
 
     def run(at: int) -> None:
         with torch.inference_mode(), runners[at].on():
-            ends[at] = repeat(prepared[at], *window)
+            done[at] = repeat(prepared[at], *window)
 
     first, *others = prepared
     threads = [Thread(target=run, args=(at,)) for at in others]
@@ -164,7 +165,7 @@ def _repeat_all(
     run(first)
     for thread in threads:
         thread.join()
-    return [ends.get(at, []) for at in prepared]
+    return [done.get(at, []) for at in prepared]
 
 
 class _Seated(LaneRunner):

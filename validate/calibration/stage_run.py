@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
-from statistics import quantiles
+from statistics import median, quantiles
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
 from splitwiser.models.catalogue import llm as llm_named
-from splitwiser.validate.calibration.lane import BLOCK
+from splitwiser.validate.calibration.lane import BLOCK, Done
 from splitwiser.validate.calibration.lane_process import (
     RESERVE,
     Booth,
@@ -80,9 +80,10 @@ class StageRun:
         wanted = STEPS * max(seconds.values()) * len(point.loads)
         window = min(max(SHORTEST_S, wanted), LONGEST_S)
         begin = monotonic() + SEND_S
-        ends = self._window(point, Window(begin, begin + SETTLE_S + window))
+        done = self._window(point, Window(begin, begin + SETTLE_S + window))
         opens, closes = begin + SETTLE_S, begin + SETTLE_S + window
-        inside = [[end for end in lane if opens < end <= closes] for lane in ends]
+        counted = [[each for each in lane if opens < each.end <= closes] for lane in done]
+        inside = [[each.end for each in lane] for lane in counted]
         if min(map(len, inside)) < 3:
             counts = ", ".join(str(len(lane)) for lane in inside)
             return {**record, "error": f"only {counts} steps ended in {window:.2f} s"}
@@ -92,6 +93,7 @@ class StageRun:
             "rates": [(len(lane) - 1) / (lane[-1] - lane[0]) for lane in inside],
             "steps": [len(lane) for lane in inside],
             "quartiles": [_quartiles(lane) for lane in inside],
+            "host": [median(each.host for each in lane) for lane in counted],
             "window": window,
             "power_w": heard["power_w_mean"],
             "sm_clock_mhz": heard["sm_clock_mhz_mean"],
@@ -111,13 +113,13 @@ class StageRun:
                 found |= answer
         return refused or found
 
-    def _window(self, point: Point, window: Window) -> list[list[float]]:
+    def _window(self, point: Point, window: Window) -> list[list[Done]]:
         for child, _ in self._by_child(point):
             self._all.send(child, window)
-        ends: dict[int, list[float]] = {}
+        done: dict[int, list[Done]] = {}
         for child, loads in self._by_child(point):
-            ends |= dict(zip(loads, self._all.receive(child), strict=True))
-        return [ends[place] for place, _ in point.loads]
+            done |= dict(zip(loads, self._all.receive(child), strict=True))
+        return [done[place] for place, _ in point.loads]
 
     def _by_child(self, point: Point) -> list[tuple[Child, dict[int, Any]]]:
         """The processes that a point needs, each with its loads by place."""
