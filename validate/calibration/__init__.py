@@ -1,0 +1,1 @@
+"""Calibration: measured kernel times, and the profiles that are fitted to them."""
