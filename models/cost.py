@@ -6,6 +6,7 @@ eagerly takes at least the host's time to launch it.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
@@ -16,9 +17,10 @@ from splitwiser.models.gpu import Gpu
 from splitwiser.models.kernels import KernelModel
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile
-from splitwiser.models.work import STEP_KERNELS, coefficients, elementwise_bytes
+from splitwiser.models.work import STEP_KERNELS, coefficients, elementwise_bytes, experts_touched
 
-BLOCK = 8  # the dense part of steps is tabulated for 2**BLOCK token counts at a time
+BLOCK = 8  # steps are tabulated for 2**BLOCK token counts at a time
+LAST = (1 << BLOCK) - 1
 LOGIT_BYTES = 4  # sampling reads float32 logits
 
 
@@ -112,6 +114,94 @@ class StepCost(NamedTuple):
         )
 
 
+class StepTables:
+    """Seconds of the kernels of steps, tabulated when a step first needs them.
+
+    They depend on the numbers of tokens, outputs and decoding sequences alone; cost models of one
+    model and share of a GPU have them in common (`step_tables`).
+    """
+
+    def __init__(self, llm: Llm, profile: Profile, kernels: KernelModel) -> None:
+        self.llm, self.kernels = llm, kernels
+        self._heads = (llm.heads, llm.kv_heads, llm.head_dim)
+        self.prompts = kernels.prompt_attention(*self._heads)
+        self._sampling = (profile.value("sampling_start"), profile.value("sampling_passes"))
+        self._dense: dict[int, list[float]] = {}
+        self._head: dict[int, list[float]] = {}
+        self._attention: dict[tuple[float, bool], tuple[float, float]] = {}
+
+    def dense(self, tokens: float) -> float:
+        """Return the seconds of the kernels that every step of so many rows runs."""
+        row = ceil(tokens)
+        block = self._dense.get(row >> BLOCK)
+        if block is None:
+            block = self._dense[row >> BLOCK] = self._dense_seconds(_rows(row >> BLOCK)).tolist()
+        return block[row & LAST]
+
+    def head(self, outputs: float) -> float:
+        """Return the seconds of the head and of sampling for so many rows."""
+        row = ceil(outputs)
+        block = self._head.get(row >> BLOCK)
+        if block is None:
+            block = self._head[row >> BLOCK] = self._head_seconds(_rows(row >> BLOCK)).tolist()
+        return block[row & LAST]
+
+    def attention(self, decodes: float, mixed: bool) -> tuple[float, float]:
+        """Return the decode attention of all layers: seconds, and seconds per attended token."""
+        found = self._attention.get((decodes, mixed))
+        if found is None:
+            fixed, slope = self.kernels.decode_attention(decodes, *self._heads, mixed=mixed)
+            found = (fixed * self.llm.layers, slope * self.llm.layers)
+            self._attention[decodes, mixed] = found
+        return found
+
+    def _dense_seconds(self, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the seconds of the dense kernels: GEMMs and element-wise ones of all layers."""
+        llm, kernels = self.llm, self.kernels
+        up = llm.intermediate * (2 if llm.gated_mlp else 1)
+        layer = kernels.gemm(tokens, llm.query_width + 2 * llm.kv_width, llm.hidden)
+        layer = layer + kernels.gemm(tokens, llm.hidden, llm.query_width)
+        if llm.experts > 1:
+            touched = experts_touched(llm.experts, llm.experts_per_token, tokens)
+            rows = tokens * llm.experts_per_token / touched
+            layer += kernels.gemm(tokens, llm.experts, llm.hidden)
+            layer += kernels.grouped_gemm(rows, up, llm.hidden, touched)
+            layer += kernels.grouped_gemm(rows, llm.hidden, llm.intermediate, touched)
+            layer += kernels.stream(0.0)  # the permutation, whose traffic is the GEMMs'
+        else:
+            layer += kernels.gemm(tokens, up, llm.hidden)
+            layer += kernels.gemm(tokens, llm.hidden, llm.intermediate)
+        light = elementwise_bytes(llm)
+        layer += 2.0 * kernels.stream(light.norm * tokens)
+        for moved in (light.activation, light.rotary, light.kv_write):
+            layer += kernels.stream(moved * tokens)
+        return layer * llm.layers + STEP_KERNELS * kernels.stream(0.0)
+
+    def _head_seconds(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        llm, kernels = self.llm, self.kernels
+        start, passes = self._sampling
+        logits = outputs * llm.vocab * LOGIT_BYTES
+        head = kernels.gemm(outputs, llm.vocab, llm.head_parameters / llm.vocab)
+        return head + start + passes * logits / kernels.stream_rate
+
+
+def _rows(block: int) -> NDArray[np.float64]:
+    """Return the token counts of a block; that of no rows, which no step has, as one row."""
+    rows = np.arange(block << BLOCK, (block + 1) << BLOCK, dtype=float)
+    return np.maximum(rows, 1.0)
+
+
+@lru_cache(maxsize=64)
+def step_tables(
+    llm: Llm, gpu: Gpu, profile: Profile, sm_share: float, whole_device_grids: bool
+) -> StepTables:
+    """Return the tables of a model on a share of a GPU: a search prices the same steps often."""
+    kernels = KernelModel(
+        gpu, profile, llm.dtype, sm_share=sm_share, whole_device_grids=whole_device_grids
+    )
+    return StepTables(llm, profile, kernels)
+
+
 class CostModel:
     """The cost of steps of one model on one GPU, for a process with a share of its SMs.
 
@@ -134,57 +224,18 @@ class CostModel:
         value = profile.value
         self.llm, self.gpu, self.profile = llm, gpu, profile
         self.sm_share, self.eager = sm_share, eager
-        self.kernels = KernelModel(
-            gpu, profile, llm.dtype, sm_share=sm_share, whole_device_grids=whole_device_grids
-        )
-        self._peak, self._bandwidth = self.kernels.peak, self.kernels.bandwidth
+        self._tables = step_tables(llm, gpu, profile, sm_share, whole_device_grids)
+        kernels = self._tables.kernels
+        self._peak, self._bandwidth = kernels.peak, kernels.bandwidth
         self._gap, self._launch = value("kernel_gap"), value("launch_host")
         self._overhead = value("step_overhead")
         self._prompt_eager = eager or not profile.graphed_prefill
-        self._sampling = (value("sampling_start"), value("sampling_passes"))
 
         self._c = c = coefficients(llm)
-        self._heads = (llm.heads, llm.kv_heads, llm.head_dim)
-        self._prompts = self.kernels.prompt_attention(*self._heads)
         self._miss = 1.0 - c.experts_per_token / c.experts if c.experts > 1 else 0.0
         self._flops_row = c.projection_flops + c.mlp_flops
         self._bytes_row = c.projection_stream + c.mlp_stream + c.elementwise_stream
-        # Seconds by token count, in blocks that are filled when a step first needs them.
-        self._dense: dict[int, list[float]] = {}
-        self._head: dict[int, list[float]] = {}
-        self._attention: dict[tuple[float, bool], tuple[float, float]] = {}
         self._decodes: dict[int, StepCost] = {}
-
-    def _dense_seconds(self, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the seconds of the kernels that every step of *tokens* rows runs."""
-        llm, kernels = self.llm, self.kernels
-        up = llm.intermediate * (2 if llm.gated_mlp else 1)
-        chosen = float(llm.experts_per_token)
-        layer = kernels.gemm(tokens, llm.query_width + 2 * llm.kv_width, llm.hidden)
-        layer = layer + kernels.gemm(tokens, llm.hidden, llm.query_width)
-        if llm.experts > 1:
-            touched = llm.experts * (1.0 - self._miss**tokens)
-            rows = tokens * chosen / touched
-            layer += kernels.gemm(tokens, llm.experts, llm.hidden)
-            layer += kernels.grouped_gemm(rows, up, llm.hidden, touched)
-            layer += kernels.grouped_gemm(rows, llm.hidden, llm.intermediate, touched)
-            layer += kernels.stream(0.0)  # the permutation, whose traffic is the GEMMs'
-        else:
-            layer += kernels.gemm(tokens, up, llm.hidden)
-            layer += kernels.gemm(tokens, llm.hidden, llm.intermediate)
-        light = elementwise_bytes(llm)
-        layer += 2.0 * kernels.stream(light.norm * tokens)
-        for moved in (light.activation, light.rotary, light.kv_write):
-            layer += kernels.stream(moved * tokens)
-        return layer * llm.layers + STEP_KERNELS * kernels.stream(0.0)
-
-    def _head_seconds(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the seconds of the head and of sampling for *outputs* rows."""
-        llm, kernels = self.llm, self.kernels
-        start, passes = self._sampling
-        logits = outputs * llm.vocab * LOGIT_BYTES
-        head = kernels.gemm(outputs, llm.vocab, llm.head_parameters / llm.vocab)
-        return head + start + passes * logits / kernels.stream_rate
 
     def step(
         self,
@@ -195,13 +246,11 @@ class CostModel:
         decodes: float = 0.0,
     ) -> StepCost:
         """Return the cost of a step; the arguments are those of `work.Batch`."""
-        c = self._c
+        c, tables = self._c, self._tables
         prompt = tokens - decodes
         kernels = c.dense_kernels
         touched = 1.0 - self._miss**tokens if self._miss else 1.0
-        row = ceil(tokens)
-        block = self._dense.get(row >> BLOCK) or self._fill(self._dense, row >> BLOCK)
-        gpu = block[row & (1 << BLOCK) - 1]
+        gpu = tables.dense(tokens)
         flops = self._flops_row * tokens
         moved = (
             c.projection_weights
@@ -210,22 +259,18 @@ class CostModel:
             + self._bytes_row * tokens
         )
         if outputs > 0:
-            row = ceil(outputs)
-            block = self._head.get(row >> BLOCK) or self._fill(self._head, row >> BLOCK)
-            gpu += block[row & (1 << BLOCK) - 1]
+            gpu += tables.head(outputs)
             flops += c.head_flops * outputs
             moved += c.head_weights + c.head_stream * outputs
             kernels += 1.0
         slope = host = 0.0
         if decodes > 0:
             kernels += c.layers
-            fixed, slope = self._attention.get((decodes, prompt > 0)) or self._decoding(
-                decodes, prompt > 0
-            )
+            fixed, slope = tables.attention(decodes, prompt > 0)
             gpu += fixed
         if prompt > 0:
             kernels += c.layers
-            gpu += c.layers * self._prompts(pairs, prompt, prompt_kv)
+            gpu += c.layers * tables.prompts(pairs, prompt, prompt_kv)
             flops += c.attention_flops * pairs
             moved += c.kv_bytes * prompt_kv + c.attention_stream * prompt
             if self._prompt_eager:
@@ -254,18 +299,3 @@ class CostModel:
         if cost is None:
             cost = self._decodes[batch] = self.step(batch, batch, decodes=batch)
         return cost
-
-    def _fill(self, table: dict[int, list[float]], block: int) -> list[float]:
-        """Tabulate a block of the dense part or of the head, and return it."""
-        rows = np.arange(block << BLOCK, (block + 1) << BLOCK, dtype=float)
-        rows[0] = max(rows[0], 1.0)  # no step has 0 rows; the entry is never read
-        seconds = self._dense_seconds if table is self._dense else self._head_seconds
-        table[block] = values = seconds(rows).tolist()
-        return values
-
-    def _decoding(self, decodes: float, mixed: bool) -> tuple[float, float]:
-        """Return the decode attention of all layers: seconds, and seconds per attended token."""
-        fixed, slope = self.kernels.decode_attention(decodes, *self._heads, mixed=mixed)
-        layers = self._c.layers
-        self._attention[decodes, mixed] = result = (fixed * layers, slope * layers)
-        return result
