@@ -113,4 +113,5 @@ class Correction:
 
     @cached_property
     def _logs(self) -> NDArray[np.float64]:
-        return np.log(np.array(self.factors, dtype=float))
+        logs: NDArray[np.float64] = np.log(np.array(self.factors, dtype=float))
+        return logs

@@ -133,7 +133,7 @@ class KernelModel:
         activations = m * (n + k) * self.size
         moved = n * k * self.size + np.maximum(0.0, activations - self.gpu.l2)
         least = np.maximum(2.0 * m * n * k / self.share_peak, moved / self.bandwidth)
-        return np.maximum(seconds * factors, least)
+        return np.asarray(np.maximum(seconds * factors, least))
 
     def _gemm_factors(
         self, m: NDArray[np.float64], n: NDArray[np.float64], k: NDArray[np.float64]
@@ -168,7 +168,9 @@ class KernelModel:
         arithmetic and the operands that it reads from the L2; all blocks together no less than
         the device's power allows, nor than the DRAM's traffic.
         """
-        rows, n, k, groups = (np.asarray(size, dtype=float)[..., None] for size in (m, n, k, groups))
+        rows, n, k, groups = (
+            np.asarray(size, dtype=float)[..., None] for size in (m, n, k, groups)
+        )
         tiles = np.ceil(rows / _ROWS) * np.ceil(n / _COLUMNS) * groups
         waves = np.ceil(tiles * _SPLIT / self.sms - _FEW)
         depth = np.ceil(k / _SPLIT / K_STEP) * K_STEP

@@ -60,6 +60,7 @@ ELEMENTWISE_KERNELS = 5.0
 # Launches per step outside the layers: embedding, last norm and sampling.
 STEP_KERNELS = 4.0
 
+
 def prompt_pairs(new: float, cached: float, window: int | None = None) -> tuple[float, float]:
     """Return (query-key pairs, KV tokens read) of a chunk of *new* tokens after *cached* ones.
 
