@@ -1,1 +1,1 @@
-"""Calibration: from measurements, ours or others', to a profile."""
+"""Calibration: measured kernel times, and the profiles that are fitted to them."""
