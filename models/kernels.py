@@ -94,17 +94,20 @@ class KernelModel:
         alone = (1.0 + knee**-bend) ** (1.0 / bend) if bend * -math.log(knee) < 700 else 1.0 / knee
         self.sm_rate = self.peak / gpu.sms * min(efficiency * alone, 1.0)
         self.sm_attention_rate = self.peak / gpu.sms * value("attention_efficiency")
-        reach = self.bandwidth * saturation(
-            sm_share, value("bandwidth_knee"), value("bandwidth_bend")
-        )
+        bend = value("bandwidth_bend")
+        reach = self.bandwidth * saturation(sm_share, value("bandwidth_knee"), bend)
         self.stream_rate = reach * value("memory_efficiency")
+        reach = self.bandwidth * saturation(sm_share, value("kv_knee"), bend)
         self.kv_rate = reach * value("kv_efficiency")
+        # Kernels are timed one by one, in bursts; steps that follow each other meet the power limit,
+        # and less so on a part of the SMs.
+        self.sustained = value("sustained") * sm_share / self.peak
         # A tile's operands come from the L2, in equal parts to all SMs.
         self.sm_traffic = self.bandwidth * value("tile_traffic") / gpu.sms
         self.tile_overhead = value("tile_overhead")
         self.split_traffic = value("split_traffic")
         split = whole_device_grids and sm_share < 1.0
-        self.second_wave = 1.0 + value("second_wave") if split else 1.0
+        self.second_wave = 1.0 + value("second_wave") * sm_share if split else 1.0
         self.sharpness = value("sharpness")
         self.gemm_start = value("gemm_start")
         self.stream_start = value("stream_start")
@@ -127,13 +130,14 @@ class KernelModel:
         """Return the seconds of GEMMs of *m* rows: (m x k) times (k x n), weights from DRAM."""
         m, n, k = (np.asarray(size, dtype=float) for size in (m, n, k))
         seconds = self._tiled(m, n, k, 1.0)
+        longer = self.sustained * 2.0 * m * n * k
         factors = self._gemm_factors(m, n, k)
         if factors is None:
-            return seconds
+            return seconds + longer
         activations = m * (n + k) * self.size
         moved = n * k * self.size + np.maximum(0.0, activations - self.gpu.l2)
         least = np.maximum(2.0 * m * n * k / self.share_peak, moved / self.bandwidth)
-        return np.asarray(np.maximum(seconds * factors, least))
+        return np.asarray(np.maximum(seconds * factors + longer, least))
 
     def _gemm_factors(
         self, m: NDArray[np.float64], n: NDArray[np.float64], k: NDArray[np.float64]

@@ -4,15 +4,16 @@ A rate is seconds-alone of work done per second of wall time. The device is a fl
 until the set of running tasks changes. Two laws bound every regime: DRAM traffic over all tasks
 never exceeds the bandwidth, nor FLOP/s the peak.
 
-In the spatial regimes (`mps`, `streams`, `green_contexts`) a step grows by the contention of busy
-neighbours on other SMs (bandwidth, L2, power), and by the wait of each of its kernels behind a
-neighbour's kernels on the same SMs (after `T_dec = t_dec + n_k*omega*tau` of the co-location
-notes):
+In the spatial regimes (`mps`, `streams`, `green_contexts`) kernels of all tasks run at once. With
+x_j the part of the time in which j's kernels run (its seconds alone on its SMs, per second),
 
-    t' = t * (1 + contention_i * sum (1-o_ij)*u_j) + kernels * wait_i * sum o_ij * u_j * tau_j
+    x_i * (1 + P_i + sum_j (C_i*(1 - o_ij) + W_i*o_ij^q*(tau_j/tau_i)^e) * x_j) = 1 - Y*sum_j n_ij^r*x_j
 
-with u_j = busy_j/seconds_j, tau_j = busy_j/kernels_j, and o_ij the part of the SMs that both may
-use. `time_slice` divides the device's time instead.
+and no more than its launches from the host allow. P_i is what i's clock loses to the power of the
+others, C_i their contention on other SMs, W_i the wait of its kernels behind theirs on shared SMs
+(tau: mean time of a kernel, o_ij: part of i's SMs that j may use too), Y what it yields to kernels
+that run on the SMs which j needs of i's (n_ij). `time_slice` divides the device's time instead.
+docs/model.md says what each was measured by.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import sqrt
+from operator import mul
+from typing import NamedTuple
 
 from splitwiser.models.cost import Demand
+from splitwiser.models.kernels import saturation
 from splitwiser.models.names import unknown_name
 from splitwiser.models.profile import Profile
 
@@ -82,94 +86,128 @@ class TimeSlice(Sharing):
         return [got / want if want > 0.0 else 1.0 for got, want in zip(given, wanted, strict=True)]
 
 
+class Beside(NamedTuple):
+    """The parameters of `Spatial`; each pair is for steps bound by memory, and by arithmetic."""
+
+    wait: tuple[float, float]
+    wait_exponent: float
+    wait_overlap: float
+    yielded: float
+    yield_overlap: float
+    memory_spread: float
+    contention: float
+    power: tuple[float, float]
+    knee: float
+    bend: float
+
+
 class Spatial(Sharing):
     """Kernels of several tasks run at once: MPS, streams and green contexts.
 
-    *contention* is the slow-down per busy neighbour on other SMs, *wait* the number of a
-    neighbour's kernels that a kernel waits for on shared SMs; each is a pair, for steps bound by
-    memory and by arithmetic. In between both go with the square root of the step's share of
-    arithmetic. (A grid that needs every SM waits for all of them, a small one slips in.)
-    *priority* is the factor on the wait of a pure decode step, whose stream has the higher
-    priority, for steps that compute prompts. These wait for it by the inverse; equals wait as they
-    would without.
+    A step is bound by arithmetic to the part that its FLOP take of its FLOP and its traffic, both at
+    the data sheet's limits; parameters between their two values go with that part.
     """
 
-    def __init__(
-        self,
-        regime: str,
-        contention: tuple[float, float],
-        wait: tuple[float, float],
-        priority: float = 1.0,
-    ) -> None:
+    def __init__(self, regime: str, beside: Beside) -> None:
         self.regime = regime
-        self._contention, self._contention_slope = contention[0], contention[1] - contention[0]
-        self._wait, self._wait_slope = wait[0], wait[1] - wait[0]
-        self._priority = priority
+        self._beside = beside
 
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
-        uses, queues = [], []
-        shares = 0.0
-        # Unpacked, for this is the inner loop of a simulation and fields of a NamedTuple are slow
-        # to read.
-        for seconds, busy, _, _, kernels, share, _, _, _, _ in demands:
-            use = busy / seconds
-            uses.append(use)
-            queues.append(use * busy / kernels if kernels > 0.0 else 0.0)
-            shares += share
-        load, queue = sum(uses), sum(queues)
-        crowded, apart = shares >= len(demands), shares <= 1.0
+        use = [demand.busy / (demand.seconds - demand.overhead) for demand in demands]
+        cost, slower, yields = self._couplings(demands, use)
+        running = (_pair if len(demands) == 2 else _crowd)(use, cost, slower, yields)
         rates = []
-        for i, demand in enumerate(demands):
-            seconds, _, _, _, kernels, _, overhead, compute, memory, prompt = demand
-            if crowded:  # nobody is limited: every kernel meets every other
-                beside, ahead = 0.0, queue - queues[i]
-                if self._priority != 1.0:
-                    ahead = self._with_priority(prompt, ahead, demands, queues)
-            elif apart:
-                beside, ahead = load - uses[i], 0.0
-            else:
-                beside, ahead = neighbours(i, demands, shares, uses, queues)
-            total = compute + memory
-            mix = sqrt(compute / total) if total > 0.0 else 0.0
-            slower = 1.0 + (self._contention + self._contention_slope * mix) * beside
-            wait = (self._wait + self._wait_slope * mix) * ahead * kernels
-            rates.append(seconds / ((seconds - overhead) * slower + wait + overhead))
+        for demand, x in zip(demands, running, strict=True):
+            alone = demand.seconds - demand.overhead
+            rates.append(demand.seconds / (max(alone, demand.busy / x) + demand.overhead))
         return rates
 
-    def _with_priority(
-        self,
-        prompt: float,
-        ahead: float,
-        demands: Sequence[Demand],
-        queues: Sequence[float],
-    ) -> float:
-        """Return what runs *ahead* of a step, with the kernels of the other phase weighed."""
-        others = sum(
-            queues[i] for i, demand in enumerate(demands) if (demand.prompt > 0) != (prompt > 0)
-        )
-        factor = 1.0 / self._priority if prompt > 0 else self._priority
-        return ahead + (factor - 1.0) * others
+    def _couplings(
+        self, demands: Sequence[Demand], use: Sequence[float]
+    ) -> tuple[list[float], list[list[float]], list[list[float]]]:
+        """Return 1 + P_i, and by i and j what slows i's own progress and what it yields, per x_j."""
+        b = self._beside
+        tasks = []
+        shares = 0.0
+        for _, busy, _, _, kernels, share, _, compute, memory, _ in demands:
+            mix = compute / (compute + memory) if compute > 0.0 else 0.0
+            need = b.memory_spread + (1.0 - b.memory_spread) * min(1.0, mix / COMPUTE_BOUND)
+            tasks.append((mix, min(share, need), share, busy / kernels if kernels > 0 else busy))
+            shares += share
+        cost, slower, yields = [], [], []
+        for i, (mix, _, own, tau) in enumerate(tasks):
+            wait = b.wait[0] + (b.wait[1] - b.wait[0]) * mix
+            contention = b.contention * (1.0 - mix)
+            hot = own
+            slows, gives = [], []
+            for j, (_, need, other, other_tau) in enumerate(tasks):
+                if j == i:
+                    slows.append(0.0)
+                    gives.append(0.0)
+                    continue
+                shared = overlap(own, other, shares)
+                needed = (own + need - 1.0) / own
+                slow = contention * (1.0 - shared)
+                if shared > 0.0:
+                    ratio = (other_tau / tau) ** b.wait_exponent
+                    slow += wait * shared**b.wait_overlap * ratio
+                slows.append(slow)
+                gives.append(b.yielded * needed**b.yield_overlap if needed > 0.0 else 0.0)
+                hot += use[j] * min(other, 1.0 - own)
+            power = b.power[0] + (b.power[1] - b.power[0]) * mix
+            cooler = self._speed(own) / self._speed(hot) - 1.0 if own < hot else 0.0
+            cost.append(1.0 + power * cooler)
+            slower.append(slows)
+            yields.append(gives)
+        return cost, slower, yields
+
+    def _speed(self, share: float) -> float:
+        """The speed of one SM where *share* of them work, over that where all do: power limits it."""
+        if share >= 1.0:
+            return 1.0
+        return saturation(share, self._beside.knee, self._beside.bend) / share
 
 
-def neighbours(
-    task: int,
-    demands: Sequence[Demand],
-    shares: float,
-    uses: Sequence[float],
-    queues: Sequence[float],
+COMPUTE_BOUND = 0.6  # of a step's time at the data sheet's limits: its kernels want every SM
+LEAST = 0.02  # part of the time that a task's kernels run, however many are beside it
+ROUNDS = 40  # of the iteration for three tasks and more, which halves its error in each
+
+
+def _pair(
+    use: Sequence[float],
+    cost: Sequence[float],
+    slower: Sequence[Sequence[float]],
+    yields: Sequence[Sequence[float]],
 ) -> tuple[float, float]:
-    """Return how much of task number *task*'s neighbours runs beside it and ahead of it.
+    """Return the x of two tasks: the root of a quadratic, unless the host holds one of them back."""
+    (c, d), (a, b), (y, z) = cost, (slower[0][1], slower[1][0]), (yields[0][1], yields[1][0])
+    # x*(c + a*w) = 1 - y*w and w*(d + b*x) = 1 - z*x, w put into the first.
+    square, linear, constant = c * b - a * z, c * d + a - b - y * z, y - d
+    root = sqrt(max(linear * linear - 4.0 * square * constant, 0.0))
+    x = -2.0 * constant / (linear + root) if linear + root > 0.0 else use[0]
+    x = min(max(x, LEAST), use[0])
+    w = min(max((1.0 - z * x) / (d + b * x), LEAST), use[1])
+    return min(max((1.0 - y * w) / (c + a * w), LEAST), use[0]), w
 
-    The first is the sum of their uses on other SMs, the second of their queues on shared ones.
-    """
-    beside = ahead = 0.0
-    own = demands[task].sm_share
-    for i, other in enumerate(demands):
-        if i != task:
-            shared = overlap(own, other.sm_share, shares)
-            beside += (1.0 - shared) * uses[i]
-            ahead += shared * queues[i]
-    return beside, ahead
+
+def _crowd(
+    use: Sequence[float],
+    cost: Sequence[float],
+    slower: Sequence[Sequence[float]],
+    yields: Sequence[Sequence[float]],
+) -> list[float]:
+    """Return the x of several tasks, by damped iteration."""
+    x = [min(1.0 / len(use), most) for most in use]
+    for _ in range(ROUNDS):
+        x = [
+            0.5 * own
+            + 0.5
+            * min(
+                max((1.0 - sum(map(mul, gives, x))) / (c + sum(map(mul, slows, x))), LEAST), most
+            )
+            for own, most, c, slows, gives in zip(x, use, cost, slower, yields, strict=True)
+        ]
+    return x
 
 
 def overlap(own: float, other: float, shares: float) -> float:
@@ -220,8 +258,17 @@ def sharing_for(regime: str, profile: Profile) -> Sharing:
     if regime in ("mps", "streams", "green_contexts"):
         return Spatial(
             regime,
-            (value("contention_memory"), value("contention_compute")),
-            (value("wait_memory"), value("wait_compute")),
-            value("stream_priority") if regime == "streams" else 1.0,
+            Beside(
+                (value("wait_memory"), value("wait_compute")),
+                value("wait_exponent"),
+                value("wait_overlap"),
+                value("yielded"),
+                value("yield_overlap"),
+                value("memory_spread"),
+                value("contention"),
+                (value("power_memory"), value("power_compute")),
+                value("compute_knee"),
+                value("compute_bend"),
+            ),
         )
     raise unknown_name("sharing", regime, REGIMES)
