@@ -170,6 +170,7 @@ class CostModel:
         self._least_rows = -(-self._small_rows // self._small_tile) * self._small_tile
         self._gap, self._launch = value("kernel_gap"), value("launch_host")
         self._overhead = value("step_overhead")
+        self._sequence_overhead = value("sequence_overhead")
         self._prompt_eager = eager or not profile.graphed_prefill
 
         c = coefficients(llm)
@@ -254,7 +255,7 @@ class CostModel:
             gpu + kernels * self._gap,
             self._attended if decodes > 0 else 0.0,
             host,
-            self._overhead,
+            self._overhead + self._sequence_overhead * outputs,
             flops,
             c.attention_flops,
             moved,

@@ -60,7 +60,11 @@ class Simulation:
         self._profile = profile
         self._physics = physics
         # Tokenising delays a request by its own time only, but in the paper's code.
-        self._frontend = 0.0 if deployment.start == "staggered" else deployment.tokenize_s
+        self._frontend = (
+            0.0
+            if deployment.start == "staggered"
+            else deployment.tokenize_s + profile.value("request_overhead")
+        )
         device: Device = (
             ExclusiveDevice(self.env, self.log)
             if deployment.processes == 1
@@ -73,7 +77,10 @@ class Simulation:
         self._block_copy = 2 * memory.block_bytes / gpu.bandwidth  # read here, written there
         self._copies = Link(self.env)
         self.source = Source(
-            self.env, (trace.arrival + self._frontend).tolist(), trace.max_concurrency
+            self.env,
+            (trace.arrival + self._frontend).tolist(),
+            trace.max_concurrency,
+            self._frontend,
         )
         self.world = World(
             env=self.env,

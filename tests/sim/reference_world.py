@@ -188,8 +188,11 @@ class Line:
 class World:
     """The clock, the GPU and the traffic."""
 
-    def __init__(self, physics: Physics, limit: int | None, requests: list[Request]) -> None:
+    def __init__(
+        self, physics: Physics, limit: int | None, requests: list[Request], frontend: float
+    ) -> None:
         self.now = 0.0
+        self.frontend = frontend
         self.physics = physics
         self.requests = requests
         self.steps: list[Running] = []
@@ -259,11 +262,13 @@ class World:
                 step.rate = rate
 
     def issue(self) -> None:
-        """Issue the next request of the trace: it arrives now, or at its own time."""
+        """Issue the next request of the trace, now or at its own time; it arrives when the frontend
+        has handed it on.
+        """
         if self._issued < len(self.requests):
             request = self.requests[self._issued]
             self._issued += 1
-            request.arrival = max(request.arrival, self.now)
+            request.arrival = max(request.arrival, self.now + self.frontend)
             if request.arrival > self.now:
                 self.at(request.arrival, self.deliver)
             else:
