@@ -151,6 +151,8 @@ class Simulation:
             pool = self._pool(self._memory.blocks, hashed=group.scheduler != "static")
             queue = queues[index % len(queues)]
             worker = self._worker(ENGINES[group.scheduler], index, group, queue, pool)
+            if isinstance(worker, ChunkedWorker):
+                worker.ahead = self.deployment.async_scheduling
             queue.on_arrival.append(partial(self.world.device.break_at, worker.task))
 
     def _build_split(self) -> None:

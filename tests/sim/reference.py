@@ -106,7 +106,7 @@ def _engines(
     world.line_of = lambda number: lines[
         int(owner[number]) if deployment.routing == "contiguous" else number % count
     ]
-    return [
+    servers = [
         ENGINES[group.scheduler](
             world,
             line,
@@ -116,6 +116,10 @@ def _engines(
         )
         for group, line, pool in zip(groups, lines, pools, strict=True)
     ]
+    for server in servers:
+        if isinstance(server, Chunked):
+            server.ahead = deployment.async_scheduling
+    return servers
 
 
 def _split(

@@ -156,13 +156,22 @@ class Pool:
 
 
 class Line:
-    """Waiting requests, and the idle processes that serve them."""
+    """Waiting requests, and the idle processes that serve them.
+
+    Of the requests that have `arrived`, those `waiting` did so by the time up to which the
+    scheduler knows.
+    """
 
     def __init__(self, order: str) -> None:
         self.order = order
-        self.waiting: list[Request] = []
+        self.arrived: list[Request] = []
+        self.known = inf
         self.returned: list[int] = []  # preempted, the last one first
         self.sleepers: list[Process] = []
+
+    @property
+    def waiting(self) -> list[Request]:
+        return [request for request in self.arrived if request.arrival <= self.known]
 
     def head(self) -> Request:
         if self.order == "fcfs":
@@ -175,14 +184,14 @@ class Line:
 
     def pop(self) -> Request:
         request = self.head()
-        self.waiting.remove(request)
+        self.arrived.remove(request)
         if request.number in self.returned:
             self.returned.remove(request.number)
         return request
 
     def push_back(self, request: Request) -> None:
         self.returned.insert(0, request.number)
-        self.waiting.insert(0, request)
+        self.arrived.insert(0, request)
 
 
 class World:
@@ -285,7 +294,7 @@ class World:
                 self.leave(request, "rejected")
             else:
                 line = self.line_of(request.number)
-                line.waiting.append(request)
+                line.arrived.append(request)
                 self.wake(line.sleepers)
 
     def leave(self, request: Request, outcome: str) -> None:

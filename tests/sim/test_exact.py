@@ -219,7 +219,11 @@ def deployments(rng: Generator, preset: str) -> Deployment:
         )
         options["kv"] = pick("shared", "separate")
     deployment = replace(deployment, workers=options.pop("workers", deployment.workers))
-    return deployment.override(**options)
+    deployment = deployment.override(**options)
+    chunked = all(group.scheduler == "chunked" for group in deployment.workers)
+    if chunked and deployment.routing != "shared_queue":
+        deployment = replace(deployment, async_scheduling=pick(False, True))
+    return deployment
 
 
 def random_case(preset: str, seed: int) -> Case:
