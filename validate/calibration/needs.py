@@ -1,0 +1,41 @@
+"""Which measurement identifies each parameter of a profile (`notes` of a fit that lacks one)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_GEMM = "GEMMs of a model's shapes"
+_ALONE = "a phase alone on shares of the SMs (MPS percentages or green contexts)"
+
+NEEDS: Mapping[str, str] = {
+    "gemm_efficiency": f"{_GEMM} with thousands of rows",
+    "attention_efficiency": "attention of long prompts, 4,096 tokens or more",
+    "memory_efficiency": f"{_GEMM} with few rows, or copies larger than the L2 cache",
+    "kv_efficiency": "decode attention of large batches with long contexts",
+    "sharpness": f"{_GEMM} near the roofline's corner, 64 to 1,024 rows",
+    "tile_rows": f"{_GEMM} with row counts between the tiles' multiples",
+    "small_tile_rows": f"{_GEMM} with 1 to 64 rows",
+    "small_rows": f"{_GEMM} with 16 to 256 rows",
+    "kernel_gap": "CUDA graphs of many empty or short kernels",
+    "launch_host": "eager steps of a small model, bound by the host",
+    "step_overhead": "an engine's decode steps: time per token above that of the kernels",
+    "generate_overhead": "batches of Hugging Face's generate in one process",
+    "compute_knee": f"{_ALONE}: prefill",
+    "compute_bend": f"{_ALONE}: prefill, at four shares or more",
+    "bandwidth_knee": f"{_ALONE}: decode",
+    "bandwidth_bend": f"{_ALONE}: decode, at four shares or more",
+    "quantum": "two processes that take turns without MPS",
+    "switch": "two processes that take turns without MPS, of short and of long kernels",
+    "slice_hold": "two processes that take turns without MPS, one of them bound by its host",
+    "contention_memory": "decode beside prefill on SMs of its own (MPS percentages that sum to 100)",
+    "contention_compute": "prefill beside decode on SMs of its own (MPS percentages that sum to 100)",
+    "wait_memory": "decode beside prefill under MPS without limits",
+    "wait_compute": "prefill beside decode under MPS without limits",
+    "stream_priority": "prefill and decode on two streams, decode's with the higher priority",
+    "second_wave": "prefill alone on a green context",
+    "context_bytes": "device memory before and after a process opens its CUDA context",
+    "activation_factor": "peak memory of the largest step",
+    "startup": "the start of one process, models excluded",
+    "handover": "a sequence passed from a prefill to a decode process",
+    "pcie_efficiency": "copies between pinned host memory and the device",
+}

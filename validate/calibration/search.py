@@ -1,0 +1,246 @@
+"""The search for the values that explain rows best, and which of them the rows decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from splitwiser.validate.calibration.coordinates import Array, Search
+
+Residuals = Callable[[Array], Array]
+ErrorsOf = Callable[[Mapping[str, float]], Array]
+
+STEP = 1e-3  # of the finite differences: rounding and event order of a simulation stay below it
+FLOOR = 1e-3  # scatter below which rows are called exact: measurements repeat no better
+TIED = 0.3  # part of the largest contribution from which a parameter takes part in a combination
+
+
+class Decision(NamedTuple):
+    """Where a search ended.
+
+    `stderr` holds the parameters that the rows decide, `correlation` the matrix over them. `kept`
+    are those that stay at their start because the rows do not decide them; `tied` names, for those
+    known only in combination, the others of it.
+    """
+
+    values: dict[str, float]
+    stderr: dict[str, float]
+    correlation: Array
+    at_bound: set[str]
+    kept: set[str]
+    tied: dict[str, tuple[str, ...]]
+    scatter: float
+
+
+def decide(search: Search, errors: ErrorsOf, noise: float) -> Decision:
+    """Return the values with the least soft-L1 loss of *errors*, and what the rows say of each.
+
+    A parameter is undecided if the rows narrow it less than its bounds do. Where a combination of
+    several is, the least narrowed one is kept at its start, and the rest is decided given it.
+    """
+    kept: dict[str, float] = {}
+    tied: dict[str, tuple[str, ...]] = {}
+    first = dict(zip(search.names, search.first.tolist(), strict=True))
+    while True:
+        free = search.without(set(kept))
+        residuals = _on(free, errors, kept)
+        at, undecided = _settle(free, residuals, noise)
+        if not undecided:
+            break
+        for name, others in undecided.items():
+            kept[name] = first[name]
+            if others:
+                _tie(tied, (name, *others))
+    at, at_bound = _to_bounds(free, residuals, at, noise)
+    scatter, stderr, correlation = _spread(free, residuals, at, at_bound, noise)
+    decided = [i for i, name in enumerate(stderr) if name not in tied]
+    return Decision(
+        values={**kept, **free.values(at)},
+        stderr={name: error for name, error in stderr.items() if name not in tied},
+        correlation=correlation[np.ix_(decided, decided)],
+        at_bound=at_bound,
+        kept=set(kept),
+        tied=tied,
+        scatter=scatter,
+    )
+
+
+def _spread(
+    free: Search, residuals: Residuals, at: Array, at_bound: set[str], noise: float
+) -> tuple[float, dict[str, float], Array]:
+    """Return the scatter of the rows, and standard errors and correlations inside the bounds."""
+    inside = free.without(at_bound)
+    places = [free.names.index(name) for name in inside.names]
+    scatter = scatter_of(residuals(at), len(places), noise)
+    slopes = _jacobian(free, residuals, at)[:, places]
+    covariance = scatter**2 * np.linalg.pinv(slopes.T @ slopes)
+    deviation = np.sqrt(np.diag(covariance))
+    stderr = inside.spread(at[places], deviation).tolist()
+    safe = np.where(deviation > 0.0, deviation, 1.0)
+    same = np.eye(len(places), dtype=bool)
+    correlation = np.where(same, 1.0, covariance / np.outer(safe, safe))
+    return scatter, dict(zip(inside.names, stderr, strict=True)), correlation
+
+
+def scatter_of(residuals: Array, parameters: int, noise: float) -> float:
+    """Return the standard deviation of *residuals* that a soft-L1 fit's covariance takes.
+
+    Huber, Robust Statistics (1981), section 7.6: K^2 sum(psi^2)/(n - p) over mean(psi')^2, where
+    psi(r) = r/sqrt(1 + (r/noise)^2) is the derivative of the loss.
+    """
+    n = len(residuals)
+    weight = 1.0 / np.sqrt(1.0 + (residuals / noise) ** 2)
+    slope = weight**3
+    mean = float(slope.mean())
+    correction = 1.0 + parameters / n * float(slope.var()) / mean**2
+    psi = residuals * weight
+    return correction * float(np.sqrt(psi @ psi / (n - parameters))) / mean
+
+
+def _on(free: Search, errors: ErrorsOf, kept: Mapping[str, float]) -> Residuals:
+    """Return the residuals as a function of the coordinates, the *kept* values held."""
+    held = dict(kept)
+
+    def residuals(at: Array) -> Array:
+        return errors({**held, **free.values(at)})
+
+    return residuals
+
+
+def _settle(
+    free: Search, residuals: Residuals, noise: float
+) -> tuple[Array, dict[str, tuple[str, ...]]]:
+    """Return the best coordinates, and what the rows do not decide there (see `_undecided`).
+
+    A step takes the longer of host and device time, so that rows may not move at all with one of
+    them near the start, and yet be explained far from it: such parameters are tried over their
+    whole range before they are called undecided.
+    """
+    at, tried = _solve(free, residuals, free.start, noise), set[str]()
+    while True:
+        slopes = _jacobian(free, residuals, at)
+        undecided = _undecided(free, slopes, scatter_of(residuals(at), len(free.names), noise))
+        flat = [name for name, others in undecided.items() if not others and name not in tried]
+        if not flat:
+            return at, undecided
+        tried.update(flat)
+        for name in flat:
+            better = _elsewhere(free, residuals, at, name, noise)
+            if better is not None:
+                at = _solve(free, residuals, better, noise)
+
+
+def _elsewhere(
+    free: Search, residuals: Residuals, at: Array, name: str, noise: float
+) -> Array | None:
+    """Return coordinates with less loss that differ from *at* in *name* only, or None."""
+    place = free.names.index(name)
+    least, best = _loss(residuals(at), noise) * (1.0 - 1e-3) - 1e-12, None
+    for coordinate in free.ladder(place):
+        trial = at.copy()
+        trial[place] = coordinate
+        loss = _loss(residuals(trial), noise)
+        if loss < least:
+            least, best = loss, trial
+    return best
+
+
+def _loss(residuals: Array, noise: float) -> float:
+    """Return the soft-L1 loss in units of *noise* squared."""
+    return float(np.sum(np.sqrt(1.0 + (residuals / noise) ** 2) - 1.0))
+
+
+def _solve(free: Search, residuals: Residuals, start: Array, noise: float) -> Array:
+    """Return the coordinates with the least loss in the basin of *start*."""
+    from scipy.optimize import least_squares
+
+    if not free.names:
+        return start
+
+    def slopes(at: Array) -> Array:
+        return _jacobian(free, residuals, at)
+
+    solution = least_squares(
+        residuals,
+        start,
+        jac=slopes,
+        bounds=(free.lower, free.upper),
+        loss="soft_l1",
+        f_scale=noise,
+        x_scale="jac",
+        ftol=1e-10,
+        xtol=1e-10,
+        gtol=1e-10,
+    )
+    return np.asarray(solution.x, dtype=float)
+
+
+def _jacobian(free: Search, residuals: Residuals, at: Array) -> Array:
+    """Return d residual / d coordinate by central differences, one-sided at a bound."""
+    columns = []
+    for i in range(len(free.names)):
+        size = STEP if np.isnan(free.scale[i]) else STEP * max(abs(at[i]), 10 * STEP)
+        low, high = at.copy(), at.copy()
+        low[i] = max(at[i] - size, free.lower[i])
+        high[i] = min(at[i] + size, free.upper[i])
+        columns.append((residuals(high) - residuals(low)) / (high[i] - low[i]))
+    return np.stack(columns, axis=1) if columns else np.empty((len(residuals(at)), 0))
+
+
+def _undecided(free: Search, slopes: Array, scatter: float) -> dict[str, tuple[str, ...]]:
+    """Return the parameters to keep, with the others of the combination that hides each.
+
+    Between its bounds a value would be spread evenly if nothing were measured: a standard deviation
+    of the range over sqrt(12). Rows decide a direction if they narrow it below that.
+    """
+    if not free.names:
+        return {}
+    weighed = slopes * (free.upper - free.lower) / np.sqrt(12.0) / max(scatter, FLOOR)
+    strength = np.linalg.norm(weighed, axis=0)
+    unmoved: dict[str, tuple[str, ...]] = {
+        name: () for name, moved in zip(free.names, strength, strict=True) if not moved >= 1.0
+    }
+    if unmoved:
+        return unmoved
+    _, singular, directions = np.linalg.svd(weighed, full_matrices=False)
+    # Ranges of some parameters are so wide that only the numbers' own precision ends the scale.
+    if singular[-1] >= max(1.0, 1e-9 * singular[0]):
+        return {}
+    parts = np.abs(directions[-1])
+    worst = int(parts.argmax())
+    share = parts * strength
+    partners = tuple(
+        name
+        for i, name in enumerate(free.names)
+        if i != worst and share[i] >= TIED * float(share.max())
+    )
+    return {free.names[worst]: partners}
+
+
+def _tie(tied: dict[str, tuple[str, ...]], names: tuple[str, ...]) -> None:
+    """Note in *tied* that the rows know *names* only together."""
+    for name in names:
+        others = dict.fromkeys([*tied.get(name, ()), *names])
+        tied[name] = tuple(other for other in others if other != name)
+
+
+def _to_bounds(
+    free: Search, residuals: Residuals, at: Array, noise: float
+) -> tuple[Array, set[str]]:
+    """Return the coordinates with those at a bound that explain the rows as well there.
+
+    The search stays inside the bounds, and only comes close to one.
+    """
+    least, reached = _loss(residuals(at), noise), set()
+    for i, name in enumerate(free.names):
+        for bound in (free.lower[i], free.upper[i]):
+            trial = at.copy()
+            trial[i] = bound
+            found = _loss(residuals(trial), noise)
+            if found <= least * (1.0 + 1e-9) + 1e-12:
+                at, least = trial, min(found, least)
+                reached.add(name)
+                break
+    return at, reached
