@@ -1,0 +1,161 @@
+"""The fit of a profile to measured runs of a serving engine.
+
+End-to-end latencies decide how fast prompts and tokens are and what the host adds to each step and
+request. They say nothing of phases that share the GPU, and of a batch that never changes they
+tell the sum of its kernels and its host, not the parts: the fit says which values it kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwiser.models.gpu import Gpu
+from splitwiser.models.llm import Llm
+from splitwiser.models.profile import PARAMETERS, Profile
+from splitwiser.sim.deployment import Deployment
+from splitwiser.sim.result import Result
+from splitwiser.sim.simulate import simulate
+from splitwiser.validate.calibration.engine_table import EngineRow
+from splitwiser.validate.calibration.fitting import Fit, fit
+from splitwiser.validate.calibration.observations import Observations
+
+# What runs of an engine can tell, the first things first where there are few rows. A parameter with
+# a lower bound of 0 starts above it: from 0 a search cannot see which way to go.
+STARTS: Mapping[str, float] = {
+    "step_overhead": 1e-3,
+    "gemm_efficiency": 0.6,
+    "kv_efficiency": 0.8,
+    "request_overhead": 5e-3,
+    "sequence_overhead": 1e-5,
+    "attention_efficiency": 0.5,
+    "memory_efficiency": 0.85,
+}
+NOISE = 0.03  # errors beyond it count linearly: latencies of equal runs repeat within about 3 %
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What was measured: a model under a deployment on a GPU."""
+
+    deployment: Deployment
+    llm: Llm
+    gpu: Gpu
+
+
+def predict_row(row: EngineRow, engine: Engine, profile: Profile) -> dict[str, float]:
+    """Return the prediction of each quantity that *row* measured, by name; seconds, or per second.
+
+    Raises ValueError where the deployment cannot serve the row's requests.
+    """
+    result = simulate(row.trace, engine.deployment, engine.llm, engine.gpu, profile)
+    if not result.completed.all():
+        raise ValueError(
+            f"{row.place}: {int((~result.completed).sum())} of {len(result)} requests cannot be"
+            f" served by {engine.deployment.name} on {engine.gpu.name}"
+        )
+    return {name: quantity(name, result) for name in row.measured}
+
+
+def quantity(name: str, result: Result) -> float:
+    """Return a quantity of a served trace by its name, such as "median_ttft"; NaN if undefined."""
+    statistic, _, latency = name.partition("_")
+    if latency == "throughput" or name == "total_token_throughput":
+        amounts = {
+            "request_throughput": float(len(result)),
+            "output_throughput": float(result.output_tokens.sum()),
+            "total_token_throughput": float((result.prompt_tokens + result.output_tokens).sum()),
+        }
+        return amounts[name] / result.duration
+    values: NDArray[np.float64] = getattr(result, latency)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan")
+    if statistic == "mean":
+        return float(values.mean())
+    return float(np.percentile(values, 50 if statistic == "median" else int(statistic[1:])))
+
+
+def engine_observations(
+    rows: Sequence[EngineRow], engine: Engine, names: Sequence[str] = ()
+) -> Observations:
+    """Return the measurements of *rows* as a fit takes them, all or those called *names*.
+
+    An end-to-end latency is left out beside a TTFT and a TPOT: it is their sum.
+    """
+    wanted = [[name for name in _told(row) if not names or name in names] for row in rows]
+    used = [(row, chosen) for row, chosen in zip(rows, wanted, strict=True) if chosen]
+
+    def predict(profile: Profile) -> NDArray[np.float64]:
+        predicted = ((predict_row(row, engine, profile), chosen) for row, chosen in used)
+        return np.array([values[name] for values, chosen in predicted for name in chosen])
+
+    pairs = [(row, name) for row, chosen in used for name in chosen]
+    return Observations(
+        np.array([row.measured[name] for row, name in pairs]),
+        [name for _, name in pairs],
+        [row.load for row, _ in pairs],
+        predict,
+        ["1/s" if name.endswith("throughput") else "s" for _, name in pairs],
+    )
+
+
+def _told(row: EngineRow) -> list[str]:
+    """The names of what a row measured, without sums of others."""
+    kinds = {name.rpartition("_")[2] for name in row.measured}
+    both = {"ttft", "tpot"} <= kinds
+    return [name for name in row.measured if not (both and name.endswith("_e2el"))]
+
+
+def fit_engine(
+    rows: Sequence[EngineRow],
+    engine: Engine,
+    start: Profile,
+    names: Sequence[str] | None = None,
+    quantities: Sequence[str] = (),
+) -> Fit:
+    """Return the fit of *start* to *rows*: of the parameters *names*, by default as many of `STARTS`
+    as the rows can decide. Only the *quantities* named are fitted, if any are.
+
+    Raises ValueError, in one line, for fewer than two measurements.
+    """
+    observations = engine_observations(rows, engine, quantities)
+    if names is None:
+        names = _decidable(rows)[: max(1, len(observations) - 1)]
+    guesses = {name: _guess(name, start) for name in names}
+    title = f"{engine.llm.name} under {engine.deployment.name}"
+    return fit(start, guesses, observations, noise=NOISE, title=title)
+
+
+def _decidable(rows: Sequence[EngineRow]) -> list[str]:
+    """The parameters that rows like these can move at all."""
+    names = list(STARTS)
+    alone = all(len(row.trace) == 1 for row in rows)
+    if alone:  # a batch of one: its sequence is a part of the step
+        names.remove("sequence_overhead")
+    if not any("ttft" in name or "e2el" in name for row in rows for name in row.measured):
+        names.remove("request_overhead")
+    return names
+
+
+def _guess(name: str, start: Profile) -> float:
+    value = start.value(name)
+    return value if value > PARAMETERS[name].lower else STARTS[name]
+
+
+def engine_profile(
+    fitted: Profile, engine: Engine, name: str, provenance: Mapping[str, str], fit: Fit
+) -> Profile:
+    """Return *fitted* under a *name*, with its provenance and the errors that its fit left."""
+    residuals = {f"mape: {group}": e.mape for group, e in fit.errors_by_group().items()}
+    return replace(
+        fitted,
+        name=name,
+        gpu=engine.gpu.name,
+        kind="fitted",
+        provenance=dict(provenance),
+        residuals={group: round(value, 4) for group, value in residuals.items()},
+    )
