@@ -34,7 +34,7 @@ GOODPUT = ("--goodput", "ttft:500", "tpot:50")
 # Two quick candidates stand for all in the tests of what is printed.
 RANKED = (*PLAN, *GOODPUT, "--deployment", "continuous", "chunked", "--jobs", "1")
 
-COMMANDS = ("plan", "simulate", "run", "traces", "gpus", "llms", "profiles")
+COMMANDS = ("plan", "simulate", "run", "calibrate", "traces", "gpus", "llms", "profiles")
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -100,6 +100,7 @@ def test_help_loads_nothing_heavy() -> None:
         "validate",
         "validate.runtime.cast",
         "validate.runtime.execute",
+        "cli.calibrate",
         "cli.execute",
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line: `splitwiser plan`, `simulate`, `run`, `traces`, `gpus`, `llms`, `profiles`.
+"""The command line: `splitwiser plan`, `simulate`, `run`, `calibrate`, and what there is to name.
 
 This module declares the commands; each is imported when it is called, so that `--help` is quick.
 """
@@ -35,6 +35,7 @@ app = App(
 for _name, _help in (
     ("plan", "Rank the deployments of a model on a GPU by the traffic they carry."),
     ("simulate", "Serve traffic with one deployment and print vLLM's benchmark block."),
+    ("calibrate", "Measure a device, or read tables, and fit a cost profile to them."),
     ("traces", "List the traffic presets; describe or convert a trace file."),
     ("gpus", "List the GPUs, or describe one: its data sheet and source."),
     ("llms", "List the models, or describe one: its shape and memory."),
