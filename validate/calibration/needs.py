@@ -19,6 +19,8 @@ NEEDS: Mapping[str, str] = {
     "kernel_gap": "CUDA graphs of many empty or short kernels",
     "launch_host": "eager steps of a small model, bound by the host",
     "step_overhead": "an engine's decode steps: time per token above that of the kernels",
+    "sequence_overhead": "an engine's decode steps of batches of several sizes",
+    "request_overhead": "an engine's time to first token for prompts of several lengths",
     "generate_overhead": "batches of Hugging Face's generate in one process",
     "compute_knee": f"{_ALONE}: prefill",
     "compute_bend": f"{_ALONE}: prefill, at four shares or more",
