@@ -1,18 +1,25 @@
 """The time of one engine step on one GPU, alone on its share of the SMs.
 
-Each operation group takes the smooth roofline ((F/(e*Pi))^p + (M/beta)^p)^(1/p), kernels add a gap
-each, and a step launched eagerly takes at least the host's time to launch it. A p-norm is never
-below either of its terms, so that no step beats FLOP over peak or bytes over bandwidth.
+A step is the sum of its kernels (`models/kernels.py`) with a gap after each, and a step launched
+eagerly takes at least the host's time to launch it.
 """
 
 from __future__ import annotations
 
+from math import ceil
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from splitwiser.models.gpu import Gpu
+from splitwiser.models.kernels import KernelModel
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile
-from splitwiser.models.work import coefficients
+from splitwiser.models.work import STEP_KERNELS, coefficients, elementwise_bytes
+
+BLOCK = 8  # the dense part of steps is tabulated for 2**BLOCK token counts at a time
+LOGIT_BYTES = 4  # sampling reads float32 logits
 
 
 class Demand(NamedTuple):
@@ -105,30 +112,6 @@ class StepCost(NamedTuple):
         )
 
 
-def saturation(share: float, knee: float, bend: float) -> float:
-    """Return the throughput on a *share* of the SMs relative to all of them.
-
-    h(s/knee)/h(1/knee) with h(x) = x/(1+x^bend)^(1/bend): proportional to the SMs far below the
-    knee, flat above it; 1 at share 1. See docs/model.md.
-    """
-    if share >= 1.0:
-        return 1.0
-    # h(x) = (1 + x^-bend)^(-1/bend); this form cannot overflow for the knees in question.
-    below = float((1.0 + (knee / share) ** bend) ** (-1.0 / bend))
-    whole = float((1.0 + knee**bend) ** (-1.0 / bend))
-    return below / whole
-
-
-def roofline(compute: float, memory: float, sharpness: float) -> float:
-    """Return the p-norm of the seconds for arithmetic and for traffic, p = *sharpness*."""
-    if memory > compute:
-        compute, memory = memory, compute
-    if memory <= 0.0:
-        return compute
-    # The larger term is taken out, so that small powers of small times do not underflow.
-    return float(compute * (1.0 + (memory / compute) ** sharpness) ** (1.0 / sharpness))
-
-
 class CostModel:
     """The cost of steps of one model on one GPU, for a process with a share of its SMs.
 
@@ -148,61 +131,61 @@ class CostModel:
         eager: bool = False,
         whole_device_grids: bool = False,
     ) -> None:
-        if not 0.0 < sm_share <= 1.0:
-            raise ValueError(f"sm_share ({sm_share}) must lie in (0, 1]")
         value = profile.value
         self.llm, self.gpu, self.profile = llm, gpu, profile
         self.sm_share, self.eager = sm_share, eager
-        peak, bandwidth = float(gpu.peak(llm.dtype)), float(gpu.bandwidth)
-        self._peak, self._bandwidth = peak, bandwidth
-        scale = saturation(sm_share, value("compute_knee"), value("compute_bend"))
-        # However little power limits it, a share of the SMs has no more than its share of the peak.
-        gemm = peak * min(value("gemm_efficiency") * scale, sm_share)
-        attention = peak * min(value("attention_efficiency") * scale, sm_share)
-        reach = bandwidth * saturation(sm_share, value("bandwidth_knee"), value("bandwidth_bend"))
-        stream = reach * value("memory_efficiency")
-        self._p = p = value("sharpness")
-        self._tile = value("tile_rows")
-        split = whole_device_grids and sm_share < 1.0
-        self._waves = 1.0 + value("second_wave") if split else 1.0
-        self._small_tile, self._small_rows = value("small_tile_rows"), value("small_rows")
-        # More tokens never compute fewer rows, whatever tiles a profile names.
-        self._least_rows = -(-self._small_rows // self._small_tile) * self._small_tile
+        self.kernels = KernelModel(
+            gpu, profile, llm.dtype, sm_share=sm_share, whole_device_grids=whole_device_grids
+        )
+        self._peak, self._bandwidth = self.kernels.peak, self.kernels.bandwidth
         self._gap, self._launch = value("kernel_gap"), value("launch_host")
         self._overhead = value("step_overhead")
         self._sequence_overhead = value("sequence_overhead")
         self._prompt_eager = eager or not profile.graphed_prefill
+        self._sampling = (value("sampling_start"), value("sampling_passes"))
 
-        c = coefficients(llm)
-        self._c = c
-        # Seconds per row, per KV token and per step, so that a step is a few multiplications.
-        self._projection = (c.projection_flops / gemm, c.projection_weights / stream)
-        self._projection_row = c.projection_stream / stream
-        self._mlp = (c.mlp_flops / gemm, c.expert_weights / stream, c.router_weights / stream)
-        self._mlp_row = c.mlp_stream / stream
-        self._head = (c.head_flops / gemm, c.head_weights / stream)
-        self._head_row = c.head_stream / stream
-        self._pair = c.attention_flops / attention
-        self._prompt_kv, self._prompt_row = c.kv_bytes / stream, c.attention_stream / stream
-        self._elementwise_row = c.elementwise_stream / stream
-        self._attended = roofline(
-            c.attention_flops / attention, c.kv_bytes / (reach * value("kv_efficiency")), p
-        )
+        self._c = c = coefficients(llm)
+        self._heads = (llm.heads, llm.kv_heads, llm.head_dim)
+        self._prompts = self.kernels.prompt_attention(*self._heads)
         self._miss = 1.0 - c.experts_per_token / c.experts if c.experts > 1 else 0.0
         self._flops_row = c.projection_flops + c.mlp_flops
         self._bytes_row = c.projection_stream + c.mlp_stream + c.elementwise_stream
+        # Seconds by token count, in blocks that are filled when a step first needs them.
+        self._dense: dict[int, list[float]] = {}
+        self._head: dict[int, list[float]] = {}
+        self._attention: dict[tuple[float, bool], tuple[float, float]] = {}
         self._decodes: dict[int, StepCost] = {}
 
-    def _rows(self, tokens: float) -> float:
-        """Return the rows that a GEMM of *tokens* rows computes: whole tiles.
+    def _dense_seconds(self, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the seconds of the kernels that every step of *tokens* rows runs."""
+        llm, kernels = self.llm, self.kernels
+        up = llm.intermediate * (2 if llm.gated_mlp else 1)
+        chosen = float(llm.experts_per_token)
+        layer = kernels.gemm(tokens, llm.query_width + 2 * llm.kv_width, llm.hidden)
+        layer = layer + kernels.gemm(tokens, llm.hidden, llm.query_width)
+        if llm.experts > 1:
+            touched = llm.experts * (1.0 - self._miss**tokens)
+            rows = tokens * chosen / touched
+            layer += kernels.gemm(tokens, llm.experts, llm.hidden)
+            layer += kernels.grouped_gemm(rows, up, llm.hidden, touched)
+            layer += kernels.grouped_gemm(rows, llm.hidden, llm.intermediate, touched)
+            layer += kernels.stream(0.0)  # the permutation, whose traffic is the GEMMs'
+        else:
+            layer += kernels.gemm(tokens, up, llm.hidden)
+            layer += kernels.gemm(tokens, llm.hidden, llm.intermediate)
+        light = elementwise_bytes(llm)
+        layer += 2.0 * kernels.stream(light.norm * tokens)
+        for moved in (light.activation, light.rotary, light.kv_write):
+            layer += kernels.stream(moved * tokens)
+        return layer * llm.layers + STEP_KERNELS * kernels.stream(0.0)
 
-        Grids of more than one row of tiles fill the device; on a part of it they pay the second
-        wave as so many more rows.
-        """
-        if tokens <= self._small_rows:
-            return -(-tokens // self._small_tile) * self._small_tile
-        rows = max(-(-tokens // self._tile) * self._tile, self._least_rows)
-        return rows * self._waves if rows > self._tile else rows
+    def _head_seconds(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the seconds of the head and of sampling for *outputs* rows."""
+        llm, kernels = self.llm, self.kernels
+        start, passes = self._sampling
+        logits = outputs * llm.vocab * LOGIT_BYTES
+        head = kernels.gemm(outputs, llm.vocab, llm.head_parameters / llm.vocab)
+        return head + start + passes * logits / kernels.stream_rate
 
     def step(
         self,
@@ -213,17 +196,13 @@ class CostModel:
         decodes: float = 0.0,
     ) -> StepCost:
         """Return the cost of a step; the arguments are those of `work.Batch`."""
-        c, p = self._c, self._p
-        rows = self._rows(tokens)
+        c = self._c
         prompt = tokens - decodes
         kernels = c.dense_kernels
         touched = 1.0 - self._miss**tokens if self._miss else 1.0
-
-        compute, weights = self._projection
-        gpu = roofline(compute * rows, weights + self._projection_row * tokens, p)
-        compute, experts, router = self._mlp
-        gpu += roofline(compute * rows, experts * touched + router + self._mlp_row * tokens, p)
-        gpu += self._elementwise_row * tokens
+        row = ceil(tokens)
+        block = self._dense.get(row >> BLOCK) or self._fill(self._dense, row >> BLOCK)
+        gpu = block[row & (1 << BLOCK) - 1]
         flops = self._flops_row * tokens
         moved = (
             c.projection_weights
@@ -232,19 +211,22 @@ class CostModel:
             + self._bytes_row * tokens
         )
         if outputs > 0:
-            compute, weights = self._head
-            gpu += roofline(compute * self._rows(outputs), weights + self._head_row * outputs, p)
+            row = ceil(outputs)
+            block = self._head.get(row >> BLOCK) or self._fill(self._head, row >> BLOCK)
+            gpu += block[row & (1 << BLOCK) - 1]
             flops += c.head_flops * outputs
             moved += c.head_weights + c.head_stream * outputs
             kernels += 1.0
+        slope = host = 0.0
         if decodes > 0:
             kernels += c.layers
-        host = 0.0
+            fixed, slope = self._attention.get((decodes, prompt > 0)) or self._decoding(
+                decodes, prompt > 0
+            )
+            gpu += fixed
         if prompt > 0:
             kernels += c.layers
-            gpu += roofline(
-                self._pair * pairs, self._prompt_kv * prompt_kv + self._prompt_row * prompt, p
-            )
+            gpu += c.layers * self._prompts(pairs, prompt, prompt_kv)
             flops += c.attention_flops * pairs
             moved += c.kv_bytes * prompt_kv + c.attention_stream * prompt
             if self._prompt_eager:
@@ -253,7 +235,7 @@ class CostModel:
             host = kernels * self._launch
         return StepCost(
             gpu + kernels * self._gap,
-            self._attended if decodes > 0 else 0.0,
+            slope,
             host,
             self._overhead + self._sequence_overhead * outputs,
             flops,
@@ -273,3 +255,18 @@ class CostModel:
         if cost is None:
             cost = self._decodes[batch] = self.step(batch, batch, decodes=batch)
         return cost
+
+    def _fill(self, table: dict[int, list[float]], block: int) -> list[float]:
+        """Tabulate a block of the dense part or of the head, and return it."""
+        rows = np.arange(block << BLOCK, (block + 1) << BLOCK, dtype=float)
+        rows[0] = max(rows[0], 1.0)  # no step has 0 rows; the entry is never read
+        seconds = self._dense_seconds if table is self._dense else self._head_seconds
+        table[block] = values = seconds(rows).tolist()
+        return values
+
+    def _decoding(self, decodes: float, mixed: bool) -> tuple[float, float]:
+        """Return the decode attention of all layers: seconds, and seconds per attended token."""
+        fixed, slope = self.kernels.decode_attention(decodes, *self._heads, mixed=mixed)
+        layers = self._c.layers
+        self._attention[decodes, mixed] = result = (fixed * layers, slope * layers)
+        return result

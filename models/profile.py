@@ -10,13 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from splitwiser.models.corrections import Correction
 from splitwiser.models.gpu import gpu
 from splitwiser.models.names import quoted, unknown_name
 
 if TYPE_CHECKING:
     from splitwiser.models.profile_file import ParameterEntry
 
-VERSION = 1
+VERSION = 2
 BUILT_IN = Path(__file__).parent / "profiles"
 
 
@@ -37,9 +38,16 @@ PARAMETERS: Mapping[str, Meaning] = {
     "memory_efficiency": Meaning("share of bandwidth, weights and activations", "1", 0.01, 1.0),
     "kv_efficiency": Meaning("share of bandwidth, decode attention", "1", 0.01, 1.0),
     "sharpness": Meaning("exponent of the smooth roofline", "1", 1.0, 8.0),
-    "tile_rows": Meaning("rows to which a GEMM rounds its tokens up", "tokens", 1.0, 512.0),
-    "small_tile_rows": Meaning("the same for GEMMs of few rows", "tokens", 1.0, 512.0),
-    "small_rows": Meaning("most rows that run on small tiles", "tokens", 0.0, 512.0),
+    "gemm_start": Meaning("time of a GEMM without work", "s", 0.0, 1e-3),
+    "stream_start": Meaning("time of an element-wise kernel without work", "s", 0.0, 1e-3),
+    "tile_overhead": Meaning("start and end of one tile of a GEMM", "s", 0.0, 1e-3),
+    "tile_traffic": Meaning("bandwidth of the L2 over that of the DRAM", "1", 1.0, 64.0),
+    "split_traffic": Meaning("share of split GEMMs' partial sums in DRAM traffic", "1", 0.0, 8.0),
+    "attention_start": Meaning("time of an attention kernel without work", "s", 0.0, 1e-3),
+    "decode_block": Meaning("decode attention of one sequence and KV head", "s", 0.0, 1e-3),
+    "mixed_decode": Meaning("factor on decode attention in steps with prompts", "1", 0.5, 16.0),
+    "sampling_start": Meaning("time of the sampling kernels without work", "s", 0.0, 1e-2),
+    "sampling_passes": Meaning("passes of sampling over float32 logits", "1", 0.0, 64.0),
     "kernel_gap": Meaning("device time between two kernels", "s", 0.0, 1e-3),
     "launch_host": Meaning("host time to launch one kernel eagerly", "s", 0.0, 1e-2),
     "step_overhead": Meaning("GPU idle between two steps: scheduler, sampling", "s", 0.0, 1.0),
@@ -83,7 +91,9 @@ class Profile:
     `kind` is "data sheet" or "fitted"; `provenance` tells device, driver, torch, date, points and
     command of a fit; `residuals` summarises its errors by name, as fractions. `graphed_prefill`
     says that steps with prompt tokens replay CUDA graphs too (vLLM's piecewise graphs). `by_gpu`
-    holds the parameters that differ on some GPUs, where a profile serves several.
+    holds the parameters that differ on some GPUs, where a profile serves several. `corrections`
+    are measured over modelled kernel times, by kind (`models/corrections.py`); without one of a
+    kind, the formulas stand alone.
     """
 
     name: str
@@ -94,6 +104,7 @@ class Profile:
     residuals: Mapping[str, float]
     graphed_prefill: bool = False
     by_gpu: Mapping[str, Mapping[str, Parameter]] = field(default_factory=dict)
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
 
     def value(self, name: str) -> float:
         """Return the value of a parameter in SI units. ValueError names the nearest if unknown."""
@@ -127,7 +138,21 @@ class Profile:
                 gpu_name: {name: asdict(p) for name, p in parameters.items()}
                 for gpu_name, parameters in self.by_gpu.items()
             }
-        Path(path).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+        text = json.dumps(document, indent=2, allow_nan=False)
+        if self.corrections:
+            text = text.removesuffix("\n}") + ',\n  "corrections": ' + self._tables() + "\n}"
+        Path(path).write_text(text + "\n")
+
+    def _tables(self) -> str:
+        """Return the corrections as JSON, one shape in a line."""
+        kinds = []
+        for kind, correction in self.corrections.items():
+            columns = ",\n      ".join(
+                f'"{name}": ' + json.dumps(values, allow_nan=False).replace("], [", "],\n        [")
+                for name, values in asdict(correction).items()
+            )
+            kinds.append(f'    "{kind}": {{\n      {columns}\n    }}')
+        return "{\n" + ",\n".join(kinds) + "\n  }"
 
 
 def check_parameter(name: str, value: float) -> None:
@@ -188,6 +213,10 @@ def parse_profile(document: Any, place: str) -> Profile:
         by_gpu={
             name: _parameters(entries, f"{place}: by_gpu.{quoted(name)}")
             for name, entries in content.by_gpu.items()
+        },
+        corrections={
+            kind: Correction(entry.shapes, entry.axes, entry.factors)
+            for kind, entry in content.corrections.items()
         },
     )
 

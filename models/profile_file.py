@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from splitwiser.models.names import quoted
+from splitwiser.models.corrections import KINDS
+from splitwiser.models.names import quoted, unknown_name
 
 SHOWN = 4
+LEAST = 1e-2  # a formula that is wrong by more than a hundred times is not corrected but wrong
+LARGEST = 1e9
 
 
 class ParameterEntry(BaseModel):
@@ -20,11 +32,41 @@ class ParameterEntry(BaseModel):
     source: str
 
 
+Row = tuple[float, ...]
+
+
+class CorrectionEntry(BaseModel):
+    """A correction: shapes, ascending axes, and the factors of each shape."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    shapes: tuple[Row, ...] = Field(min_length=1)
+    axes: tuple[Row, ...] = Field(min_length=1)
+    factors: tuple[Row, ...]
+
+    @model_validator(mode="after")
+    def _match(self) -> CorrectionEntry:
+        """Hold the sizes of the three to each other, and the values to their ranges."""
+        for i, axis in enumerate(self.axes):
+            if not axis or axis[0] <= 0 or any(a >= b for a, b in pairwise(axis)):
+                raise ValueError(f"axes.{i} must hold positive numbers in ascending order")
+        points = math.prod(len(axis) for axis in self.axes)
+        if len(self.factors) != len(self.shapes):
+            raise ValueError(f"{len(self.factors)} factors for {len(self.shapes)} shapes")
+        for i, (shape, factors) in enumerate(zip(self.shapes, self.factors, strict=True)):
+            if len(factors) != points:
+                raise ValueError(f"factors.{i} has {len(factors)} values; the axes need {points}")
+            if not all(LEAST <= factor <= 1.0 / LEAST for factor in factors):
+                raise ValueError(f"factors.{i} must lie in [{LEAST:g}, {1.0 / LEAST:g}]")
+            if not all(0.0 < size <= LARGEST for size in shape):
+                raise ValueError(f"shapes.{i} must hold positive sizes up to {LARGEST:g}")
+        return self
+
+
 class ProfileFile(BaseModel):
     """The whole file."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
-    version: Literal[1]
+    version: Literal[2]
     name: str
     gpu: str
     kind: Literal["data sheet", "fitted"]
@@ -33,6 +75,22 @@ class ProfileFile(BaseModel):
     residuals: dict[str, float]
     parameters: dict[str, ParameterEntry]
     by_gpu: dict[str, dict[str, ParameterEntry]] = {}
+    corrections: dict[str, CorrectionEntry] = {}
+
+    @field_validator("corrections")
+    @classmethod
+    def _kinds(cls, entries: dict[str, CorrectionEntry]) -> dict[str, CorrectionEntry]:
+        """Hold each correction to the coordinates and axes of its kind."""
+        for name, entry in entries.items():
+            if name not in KINDS:
+                raise unknown_name("kind of correction", name, KINDS)
+            kind = KINDS[name]
+            if len(entry.axes) != len(kind.axes):
+                raise ValueError(f"{name}.axes must be those of {', '.join(kind.axes)}")
+            if any(len(shape) != len(kind.coordinates) for shape in entry.shapes):
+                expected = ", ".join(kind.coordinates) or "nothing"
+                raise ValueError(f"{name}.shapes must each be [{expected}]")
+        return entries
 
 
 Content = TypeVar("Content", bound=BaseModel)

@@ -52,14 +52,10 @@ GROUPS = (
 )
 
 # Launches per layer besides the GEMMs and attention: two norms with their residual additions, the
-# rotary embedding with the KV write, the activation function, one copy or cast.
+# rotary embedding, the KV write and the activation function (`elementwise_bytes`).
 ELEMENTWISE_KERNELS = 5.0
 # Launches per step outside the layers: embedding, last norm and sampling.
 STEP_KERNELS = 4.0
-# Streams of `hidden` elements through DRAM per token and layer: each of the two norms reads the
-# residual and the branch and writes both.
-ELEMENTWISE_STREAMS = 8.0
-
 
 def prompt_pairs(new: float, cached: float, window: int | None = None) -> tuple[float, float]:
     """Return (query-key pairs, KV tokens read) of a chunk of *new* tokens after *cached* ones.
@@ -105,6 +101,32 @@ class Coefficients(NamedTuple):
     dense_kernels: float  # launches of every step: attention and head come on top
 
 
+class ElementwiseBytes(NamedTuple):
+    """Bytes that the element-wise kernels of one layer read and write for each token.
+
+    `norm` is that of each of the two norms, which read the residual and the branch and write both.
+    The activation function reads the up (and gate) projection and writes its result, the rotary
+    embedding reads and writes queries and keys, the KV write reads and writes keys and values.
+    """
+
+    norm: float
+    activation: float
+    rotary: float
+    kv_write: float
+
+
+def elementwise_bytes(llm: Llm) -> ElementwiseBytes:
+    """Return what each element-wise kernel of a layer moves for a token."""
+    size = float(llm.dtype_bytes)
+    up = llm.intermediate * (2 if llm.gated_mlp else 1)
+    return ElementwiseBytes(
+        norm=4.0 * llm.hidden * size,
+        activation=(up + llm.intermediate) * llm.experts_per_token * size,
+        rotary=2.0 * (llm.query_width + llm.kv_width) * size,
+        kv_write=4.0 * llm.kv_width * size,
+    )
+
+
 def coefficients(llm: Llm) -> Coefficients:
     """Return what each token, KV token and step costs *llm*, at its own dtype."""
     size = llm.dtype_bytes
@@ -114,6 +136,7 @@ def coefficients(llm: Llm) -> Coefficients:
     up = llm.intermediate * (2.0 if llm.gated_mlp else 1.0)
     chosen = float(llm.experts_per_token)
     head = float(llm.head_parameters)
+    light = elementwise_bytes(llm)
     return Coefficients(
         projection_flops=2.0 * projection * layers,
         projection_weights=projection * layers * size,
@@ -128,11 +151,8 @@ def coefficients(llm: Llm) -> Coefficients:
         attention_flops=4.0 * queries * layers,
         attention_stream=2.0 * queries * layers * size,
         kv_bytes=float(llm.kv_bytes_per_token),
-        elementwise_stream=(
-            ELEMENTWISE_STREAMS * hidden + (up + llm.intermediate) * chosen + 2.0 * keys
-        )
-        * layers
-        * size,
+        elementwise_stream=(light.norm * 2.0 + light.activation + light.rotary + light.kv_write)
+        * layers,
         layers=layers,
         experts=float(llm.experts),
         experts_per_token=chosen,
