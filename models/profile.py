@@ -241,8 +241,12 @@ def profile_for(gpu_name: str) -> Profile:
     """
     name = gpu(gpu_name).name
     fitted = BUILT_IN / f"{name}.json"
-    if fitted.is_file():
-        return load_profile(fitted)
+    return load_profile(fitted) if fitted.is_file() else sheet_profile(name)
+
+
+def sheet_profile(gpu_name: str) -> Profile:
+    """Return the data-sheet defaults for a GPU: where a fit starts, whether or not one ships."""
+    name = gpu(gpu_name).name
     sheet = load_profile(BUILT_IN / "datasheet.json")
     parameters = {**sheet.parameters, **sheet.by_gpu.get(name, {})}
     return replace(sheet, name=f"{name}-datasheet", gpu=name, parameters=parameters, by_gpu={})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ STARTS: Mapping[str, float] = {
     "attention_efficiency": 0.5,
     "memory_efficiency": 0.85,
 }
+KEPT_UP = 0.95  # of the rate asked for: above it, the engine was not what limited the throughput
+SHORT = 1000  # requests that a fit simulates of a run that keeps up: more change no median
 NOISE = 0.03  # errors beyond it count linearly: latencies of equal runs repeat within about 3 %
 STEP = 0.03  # of the finite differences: a trace's median jumps by some tenths of a percent
 
@@ -85,8 +88,11 @@ def engine_observations(
 ) -> Observations:
     """Return the measurements of *rows* as a fit takes them, all or those called *names*.
 
-    An end-to-end latency is left out beside a TTFT and a TPOT: it is their sum.
+    An end-to-end latency is left out beside a TTFT and a TPOT: it is their sum. So is the
+    throughput of an engine that keeps up with the rate asked for: it is that rate. Of such a run
+    the first requests are enough.
     """
+    rows = [_shortened(row) for row in rows]
     wanted = [[name for name in _told(row) if not names or name in names] for row in rows]
     used = [(row, chosen) for row, chosen in zip(rows, wanted, strict=True) if chosen]
 
@@ -104,11 +110,25 @@ def engine_observations(
     )
 
 
+def _kept_up(row: EngineRow) -> bool:
+    """Whether the engine served all that an open loop asked for, as fast as it came."""
+    rate = row.trace.rate
+    return row.measured.get("request_throughput", 0.0) >= KEPT_UP * rate and rate < inf
+
+
+def _shortened(row: EngineRow) -> EngineRow:
+    return replace(row, trace=row.trace.head(SHORT)) if _kept_up(row) else row
+
+
 def _told(row: EngineRow) -> list[str]:
-    """The names of what a row measured, without sums of others."""
+    """The names of what a row measured, without what others imply."""
     kinds = {name.rpartition("_")[2] for name in row.measured}
-    both = {"ttft", "tpot"} <= kinds
-    return [name for name in row.measured if not (both and name.endswith("_e2el"))]
+    implied = []
+    if {"ttft", "tpot"} <= kinds:
+        implied.append("_e2el")
+    if _kept_up(row) and len(row.measured) > 1:
+        implied.append("_throughput")
+    return [name for name in row.measured if not name.endswith(tuple(implied))]
 
 
 def fit_engine(
