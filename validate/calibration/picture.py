@@ -7,6 +7,7 @@ One file that needs nothing else, by its suffix: .html (the scripts are inside, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,8 @@ def picture(residuals: Sequence[Residual], title: str, subtitle: str, suffix: st
     with alt.data_transformers.enable("default", max_rows=None):
         drawing = _drawing(residuals, title, subtitle).to_dict()
     if suffix == ".html":
-        return vl_convert.vegalite_to_html(drawing, bundle=True).encode()
+        page = vl_convert.vegalite_to_html(drawing, bundle=True)
+        return page.replace("<title>Chart<", f"<title>{escape(title)}<", 1).encode()
     if suffix == ".svg":
         return vl_convert.vegalite_to_svg(drawing).encode()
     return vl_convert.vegalite_to_png(drawing, scale=2.0)

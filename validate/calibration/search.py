@@ -13,6 +13,7 @@ Residuals = Callable[[Array], Array]
 ErrorsOf = Callable[[Mapping[str, float]], Array]
 
 TOLERANCE = 1e-2  # of a squared finite difference: a search that gains less has ended
+PRESS = 0.05  # step from a bound that shows whether rows move with the parameter
 FLOOR = 1e-3  # scatter below which rows are called exact: measurements repeat no better
 TIED = 0.3  # part of the largest contribution from which a parameter takes part in a combination
 
@@ -39,6 +40,7 @@ def decide(search: Search, errors: ErrorsOf, noise: float) -> Decision:
 
     A parameter is undecided if the rows narrow it less than its bounds do. Where a combination of
     several is, the least narrowed one is kept at its start, and the rest is decided given it.
+    Residuals must change smoothly: what acts in steps, such as a tile size, cannot be searched so.
     """
     kept: dict[str, float] = {}
     tied: dict[str, tuple[str, ...]] = {}
@@ -46,14 +48,13 @@ def decide(search: Search, errors: ErrorsOf, noise: float) -> Decision:
     while True:
         free = search.without(set(kept))
         residuals = _on(free, errors, kept)
-        at, undecided = _settle(free, residuals, noise)
+        at, at_bound, undecided = _settle(free, residuals, noise)
         if not undecided:
             break
         for name, others in undecided.items():
             kept[name] = first[name]
             if others:
                 _tie(tied, (name, *others))
-    at, at_bound = _to_bounds(free, residuals, at, noise)
     scatter, stderr, correlation = _spread(free, residuals, at, at_bound, noise)
     decided = [i for i, name in enumerate(stderr) if name not in tied]
     return Decision(
@@ -111,8 +112,8 @@ def _on(free: Search, errors: ErrorsOf, kept: Mapping[str, float]) -> Residuals:
 
 def _settle(
     free: Search, residuals: Residuals, noise: float
-) -> tuple[Array, dict[str, tuple[str, ...]]]:
-    """Return the best coordinates, and what the rows do not decide there (see `_undecided`).
+) -> tuple[Array, set[str], dict[str, tuple[str, ...]]]:
+    """Return the best coordinates, what lies at a bound there, and what the rows do not decide.
 
     A step takes the longer of host and device time, so that rows may not move at all with one of
     them near the start, and yet be explained far from it: such parameters are tried over their
@@ -120,11 +121,11 @@ def _settle(
     """
     at, tried = _solve(free, residuals, free.start, noise), set[str]()
     while True:
-        slopes = _jacobian(free, residuals, at)
-        undecided = _undecided(free, slopes, scatter_of(residuals(at), len(free.names), noise))
+        at, at_bound = _to_bounds(free, residuals, at, noise)
+        undecided = _undecided(free, residuals, at, at_bound, noise)
         flat = [name for name, others in undecided.items() if not others and name not in tried]
         if not flat:
-            return at, undecided
+            return at, at_bound, undecided
         tried.update(flat)
         for name in flat:
             better = _elsewhere(free, residuals, at, name, noise)
@@ -191,34 +192,40 @@ def _jacobian(free: Search, residuals: Residuals, at: Array) -> Array:
     return np.stack(columns, axis=1) if columns else np.empty((len(residuals(at)), 0))
 
 
-def _undecided(free: Search, slopes: Array, scatter: float) -> dict[str, tuple[str, ...]]:
+def _undecided(
+    free: Search, residuals: Residuals, at: Array, at_bound: set[str], noise: float
+) -> dict[str, tuple[str, ...]]:
     """Return the parameters to keep, with the others of the combination that hides each.
 
     Between its bounds a value would be spread evenly if nothing were measured: a standard deviation
-    of the range over sqrt(12). Rows decide a direction if they narrow it below that.
+    of the range over sqrt(12). Rows decide a direction if they narrow it below that. What they
+    press against a bound is decided.
     """
-    if not free.names:
+    inside = free.without(at_bound)
+    places = [free.names.index(name) for name in inside.names]
+    if not places:
         return {}
-    weighed = slopes * (free.upper - free.lower) / np.sqrt(12.0) / max(scatter, FLOOR)
+    scatter = max(scatter_of(residuals(at), len(places), noise), FLOOR)
+    ranges = (inside.upper - inside.lower) / np.sqrt(12.0)
+    weighed = _jacobian(free, residuals, at)[:, places] * ranges / scatter
     strength = np.linalg.norm(weighed, axis=0)
     unmoved: dict[str, tuple[str, ...]] = {
-        name: () for name, moved in zip(free.names, strength, strict=True) if not moved >= 1.0
+        name: () for name, moved in zip(inside.names, strength, strict=True) if not moved >= 1.0
     }
     if unmoved:
         return unmoved
     _, singular, directions = np.linalg.svd(weighed, full_matrices=False)
-    # Ranges of some parameters are so wide that only the numbers' own precision ends the scale.
-    if singular[-1] >= max(1.0, 1e-9 * singular[0]):
+    if singular[-1] >= 1.0:
         return {}
     parts = np.abs(directions[-1])
     worst = int(parts.argmax())
     share = parts * strength
     partners = tuple(
         name
-        for i, name in enumerate(free.names)
+        for i, name in enumerate(inside.names)
         if i != worst and share[i] >= TIED * float(share.max())
     )
-    return {free.names[worst]: partners}
+    return {inside.names[worst]: partners}
 
 
 def _tie(tied: dict[str, tuple[str, ...]], names: tuple[str, ...]) -> None:
@@ -231,18 +238,23 @@ def _tie(tied: dict[str, tuple[str, ...]], names: tuple[str, ...]) -> None:
 def _to_bounds(
     free: Search, residuals: Residuals, at: Array, noise: float
 ) -> tuple[Array, set[str]]:
-    """Return the coordinates with those at a bound that explain the rows as well there.
+    """Return the coordinates with those at a bound that the rows press against it.
 
-    The search stays inside the bounds, and only comes close to one.
+    The search stays inside the bounds, and only comes close to one. Rows press if they are
+    explained as well at the bound, and move with the parameter beyond *noise*.
     """
     least, reached = _loss(residuals(at), noise), set()
     for i, name in enumerate(free.names):
-        for bound in (free.lower[i], free.upper[i]):
-            trial = at.copy()
-            trial[i] = bound
-            found = _loss(residuals(trial), noise)
-            if found <= least * (1.0 + 1e-9) + 1e-12:
-                at, least = trial, min(found, least)
+        width = free.upper[i] - free.lower[i]
+        for bound, inward in ((free.lower[i], PRESS), (free.upper[i], -PRESS)):
+            there, inside = at.copy(), at.copy()
+            there[i], inside[i] = bound, bound + inward
+            left, moved = residuals(there), residuals(inside)
+            found = _loss(left, noise)
+            strength = np.linalg.norm(moved - left) / PRESS * width / np.sqrt(12.0) / noise
+            as_well = found <= least * (1.0 + 1e-9) + 1e-12
+            if as_well and strength >= 1.0:
+                at, least = there, min(found, least)
                 reached.add(name)
                 break
     return at, reached

@@ -101,13 +101,13 @@ def test_more_noise_gives_larger_standard_errors() -> None:
 
 
 def test_a_few_broken_rows_do_not_move_a_fit() -> None:
-    """Three rows of sixty that took half as long again move no parameter by more than 6 %."""
+    """Three rows of sixty that took three times as long move no parameter by more than 3 %."""
     good = rows(noise=0.01)
     broken = good.measured.copy()
-    broken[[5, 25, 45]] *= 1.5
+    broken[[5, 25, 45]] *= 3.0
     result = fit(BASE, START, Observations(broken, good.groups, good.titles, good.predict))
     for name, value in TRUTH.items():
-        assert result.profile.value(name) == pytest.approx(value, rel=0.06)
+        assert result.profile.value(name) == pytest.approx(value, rel=0.03)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
@@ -128,6 +128,20 @@ def test_what_no_row_moves_with_is_kept(noise: float) -> None:
     assert result.decided == tuple(START)
     for name, value in TRUTH.items():
         assert result.profile.value(name) == pytest.approx(value, rel=0.05)
+
+
+def test_what_rows_hardly_move_with_is_kept() -> None:
+    """A parameter whose whole range changes rows by less than they scatter is not put at a bound,
+    though a bound explains the scatter a little better.
+    """
+
+    def predict(profile: Profile) -> NDArray[np.float64]:
+        weak = np.exp(1e-5 * np.sin(SIZE) * profile.value("wait_memory"))
+        return steps(profile) * np.tile(weak, 3)
+
+    result = fit(BASE, {**START, "wait_memory": 0.5}, rows(predict, noise=0.02, wait_memory=1.0))
+    weak = next(p for p in result.parameters if p.name == "wait_memory")
+    assert (weak.value, weak.kept, weak.at_bound) == (0.5, True, False)
 
 
 def test_a_value_that_was_known_keeps_its_source() -> None:

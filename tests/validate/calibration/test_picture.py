@@ -56,6 +56,7 @@ class _Tags(HTMLParser):
 def test_the_html_holds_every_row(calibration: Calibration) -> None:
     """Title, groups and every row's name are in the page, for who rests a mouse on a point."""
     page = drawn(calibration, ".html").decode()
+    assert "<title>lab: measured against fitted</title>" in page
     for text in ("lab: measured against fitted", "NVIDIA H200", "D 16x1024", "P 128 + D 16x1024"):
         assert text in page
 

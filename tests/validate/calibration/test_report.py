@@ -9,7 +9,7 @@ import pytest
 
 from splitwiser.models.profile import PARAMETERS
 from splitwiser.validate.calibration.calibration import Calibration
-from splitwiser.validate.calibration.report import WIDTH, document, report
+from splitwiser.validate.calibration.report import document, report
 
 
 def line(text: str, start: str) -> str:
@@ -32,11 +32,13 @@ def test_a_parameter_fitted_twice_is_the_later_fit_s(calibration: Calibration) -
         calibration.fits[0],
         title="again",
         parameters=(calibration.fits[0].parameters[0]._replace(start=0.7),),
-        residuals=calibration.fits[0].residuals[2:],
+        residuals=(calibration.fits[0].residuals[2]._replace(predicted=100.0),),
     )
     both = replace(calibration, fits=(*calibration.fits, again))
     assert "(start = 0.7)" in line(report(both), "gemm_efficiency:")
     assert [p for p in report(both).split() if p == "gemm_efficiency:"] == ["gemm_efficiency:"]
+    assert [row.predicted for row in both.residuals if row.unit == "1/s"] == [100.0]
+    assert both.errors["decode <&>"].bias == -0.5
     assert len(both.residuals) == len(calibration.residuals) == 4
 
 
@@ -100,7 +102,7 @@ def test_no_line_is_wider_than_a_page(calibration: Calibration, length: int) -> 
         profile=profile,
     )
     text = report(wide)
-    assert max(map(len, text.splitlines())) <= WIDTH
+    assert max(map(len, text.splitlines())) <= 100
     assert text == report(wide)
     assert text.count("device") >= length
 
