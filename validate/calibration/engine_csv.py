@@ -41,6 +41,12 @@ BARE = re.compile(r"(?:(?:mean|median|p\d{1,2})_)?(?:ttft|tpot|e2el|e2e)")
 SAME = ("model_path", "model", "system", "gpu")
 
 
+def names_a_load(line: str) -> bool:
+    """Whether a header has columns of prompt and output tokens, by any of their names."""
+    header = {cell.strip().strip('"').casefold() for cell in line.split(",")}
+    return all(header & {name, *ALIASES[name]} for name in ("prompt_tokens", "output_tokens"))
+
+
 def read_csv(path: Path, text: str) -> list[EngineRow]:
     """Return the runs of a table; ValueError with line and column where it is wrong."""
     lines = list(csv.reader(text.splitlines()))

@@ -49,6 +49,12 @@ class Engine:
     llm: Llm
     gpu: Gpu
 
+    @property
+    def replays_prompts(self) -> bool:
+        """Whether steps with prompts replay CUDA graphs: vLLM v1's piecewise ones."""
+        chunked = all(group.scheduler == "chunked" for group in self.deployment.workers)
+        return chunked and not self.deployment.enforce_eager
+
 
 def predict_row(row: EngineRow, engine: Engine, profile: Profile) -> dict[str, float]:
     """Return the prediction of each quantity that *row* measured, by name; seconds, or per second.
@@ -152,14 +158,19 @@ def fit_engine(
 
 
 def _decidable(rows: Sequence[EngineRow]) -> list[str]:
-    """The parameters that rows like these can move at all."""
+    """The parameters that rows like these can move, each apart from the others."""
     names = list(STARTS)
-    alone = all(len(row.trace) == 1 for row in rows)
-    if alone:  # a batch of one: its sequence is a part of the step
-        names.remove("sequence_overhead")
+    if served_alone(rows):
+        names.remove("sequence_overhead")  # the step's only sequence is a part of the step
+        names.remove("memory_efficiency")  # every step reads the weights, and has its overhead
     if not any("ttft" in name or "e2el" in name for row in rows for name in row.measured):
         names.remove("request_overhead")
     return names
+
+
+def served_alone(rows: Sequence[EngineRow]) -> bool:
+    """Whether every request had the engine for itself."""
+    return all(len(row.trace) == 1 for row in rows)
 
 
 def _guess(name: str, start: Profile) -> float:
@@ -168,15 +179,22 @@ def _guess(name: str, start: Profile) -> float:
 
 
 def engine_profile(
-    fitted: Profile, engine: Engine, name: str, provenance: Mapping[str, str], fit: Fit
+    fit: Fit,
+    engine: Engine,
+    name: str,
+    provenance: Mapping[str, str],
+    residuals: Mapping[str, float] | None = None,
 ) -> Profile:
-    """Return *fitted* under a *name*, with its provenance and the errors that its fit left."""
-    residuals = {f"mape: {group}": e.mape for group, e in fit.errors_by_group().items()}
+    """Return the profile of *fit* under a *name*, with its provenance and the errors that are left.
+
+    *residuals* are those of fits before it.
+    """
+    errors = {f"mape: {group}": round(e.mape, 4) for group, e in fit.errors_by_group().items()}
     return replace(
-        fitted,
+        fit.profile,
         name=name,
         gpu=engine.gpu.name,
         kind="fitted",
         provenance=dict(provenance),
-        residuals={group: round(value, 4) for group, value in residuals.items()},
+        residuals={**(residuals or {}), **errors},
     )

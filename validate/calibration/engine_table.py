@@ -117,6 +117,21 @@ class Load:
         return words
 
 
+def is_engine_table(path: Path) -> bool:
+    """Whether a file holds runs of an engine: JSON, or a CSV with prompt and output tokens.
+
+    A file that cannot be read is none; its reader says why.
+    """
+    from splitwiser.validate.calibration.engine_csv import names_a_load
+
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            line = file.readline(100_000)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return line.lstrip()[:1] in ("{", "[") or names_a_load(line)
+
+
 def read_engine_tables(paths: Sequence[Path | str]) -> list[EngineRow]:
     """Return the runs in the files *paths*, in their order.
 

@@ -1,0 +1,101 @@
+"""A profile from tables that somebody measured: kernel times, runs of an engine, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from splitwiser.models.gpu import Gpu
+from splitwiser.models.llm import Llm
+from splitwiser.models.profile import sheet_profile
+from splitwiser.sim.deployment import Deployment, chunked
+from splitwiser.validate.calibration.calibration import Calibration
+from splitwiser.validate.calibration.engine_fit import (
+    Engine,
+    engine_profile,
+    fit_engine,
+    served_alone,
+)
+from splitwiser.validate.calibration.engine_table import is_engine_table, read_engine_tables
+from splitwiser.validate.calibration.fitting import Fit
+from splitwiser.validate.calibration.kernel_fit import fit_kernels
+from splitwiser.validate.calibration.kernel_table import read_kernels
+
+HOST = ("step_overhead", "request_overhead", "sequence_overhead")
+ALONE = (
+    "no table here has phases that share the GPU: the sharing parameters are those of the data"
+    " sheet's profile"
+)
+HOST_ASSUMED = "kernel times say nothing of the host: its time between steps is assumed"
+SINGLE = (
+    "one request at a time: memory_efficiency and step_overhead add up to the same time per token,"
+    " so that the first is the data sheet's, and batches of several may differ"
+)
+DEPLOYED = "the engine's own settings decide its latencies: they were taken as {}"
+
+
+def calibrate_tables(
+    tables: Sequence[Path],
+    llm: Llm,
+    gpu: Gpu,
+    name: str,
+    deployment: Deployment | None = None,
+) -> Calibration:
+    """Fit the data sheet's profile of *gpu* to *tables* of *llm*, and call it *name*.
+
+    Kernel times decide the kernels. Runs of an engine under *deployment* (None: `chunked`, vLLM's)
+    decide the rest, or what they can tell of everything where there are no kernel times. Raises
+    ValueError or FileNotFoundError in one line for a table that cannot be used.
+    """
+    runs = [Path(table) for table in tables if is_engine_table(Path(table))]
+    kernels = [Path(table) for table in tables if Path(table) not in runs]
+    profile, notes = sheet_profile(gpu.name), [ALONE]
+    residuals: dict[str, float] = {}
+    if kernels:
+        found = fit_kernels(read_kernels(*kernels, llm=llm), gpu, profile)
+        profile = found.profile
+        residuals = {
+            f"mape: {kind}": round(float(np.abs(np.expm1(left)).mean()), 4)
+            for kind, left in found.residuals.items()
+            if len(left)
+        }
+    fits: tuple[Fit, ...] = ()
+    if runs:
+        engine = Engine(deployment or chunked(), llm, gpu)
+        profile = replace(profile, graphed_prefill=engine.replays_prompts)
+        rows = read_engine_tables(runs)
+        if served_alone(rows):
+            notes.append(SINGLE)
+        fit = fit_engine(rows, engine, profile, HOST if kernels else None)
+        fits = (fit,)
+        notes.append(DEPLOYED.format(_settings(engine.deployment)))
+        profile = engine_profile(fit, engine, name, {}, residuals)
+    else:
+        notes.append(HOST_ASSUMED)
+        profile = replace(profile, name=name, residuals=residuals)
+    return Calibration(
+        replace(profile, provenance=_provenance(tables, llm, gpu, notes)), fits, notes=tuple(notes)
+    )
+
+
+def _provenance(
+    tables: Sequence[Path], llm: Llm, gpu: Gpu, notes: Sequence[str]
+) -> Mapping[str, str]:
+    return {
+        "device": gpu.title,
+        "workload": llm.name,
+        "tables": ", ".join(Path(table).name for table in tables),
+        "note": "; ".join(notes),
+    }
+
+
+def _settings(deployment: Deployment) -> str:
+    group = deployment.workers[0]
+    ahead = ", scheduling ahead" if deployment.async_scheduling else ""
+    return (
+        f"{deployment.name} with max_num_seqs {group.max_num_seqs} and max_num_batched_tokens"
+        f" {group.max_num_batched_tokens}{ahead}"
+    )
