@@ -164,7 +164,7 @@ class KernelModel:
         waves = np.ceil(tiles * _SPLIT / self.sms - _FEW)
         depth = np.ceil(k / _SPLIT / K_STEP) * K_STEP
         arithmetic = 2.0 * _ROWS * _COLUMNS * depth / self.sm_rate
-        operands = self.size * (_ROWS + _COLUMNS) * depth / self.sm_traffic
+        operands = self.size * (np.minimum(rows, _ROWS) + _COLUMNS) * depth / self.sm_traffic
         larger, smaller = np.maximum(arithmetic, operands), np.minimum(arithmetic, operands)
         block = larger * (1.0 + (smaller / larger) ** 4) ** 0.25 + self.tile_overhead
         whole = 2.0 * tiles * _ROWS * _COLUMNS * k / self.gemm_rate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -32,7 +32,8 @@ class ParameterEntry(BaseModel):
     source: str
 
 
-Row = tuple[float, ...]
+Number = Annotated[float, Field(strict=True)]
+Row = tuple[Number, ...]
 
 
 class CorrectionEntry(BaseModel):
@@ -105,7 +106,10 @@ def checked(model: type[Content], document: Any, place: str) -> Content:
         return model.model_validate(document)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        faults = [f"{_path(fault['loc'])}: {fault['msg']}" for fault in found[:SHOWN]]
+        faults = [
+            f"{_path(fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in found[:SHOWN]
+        ]
         if len(found) > SHOWN:
             faults.append(f"and {len(found) - SHOWN} more")
         raise ValueError(f"{place}: {'; '.join(faults)}") from None

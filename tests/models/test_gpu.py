@@ -8,12 +8,13 @@ import pytest
 
 from splitwiser.models.gpu import Gpu, gpu, gpus
 
-NAMES = ["a10", "a100-40gb", "a100-80gb", "l4", "l40s", "rtx-4090", "h100-sxm", "h200", "cpu"]
+NAMES = ["a10", "a100-40gb", "a100-80gb", "l4", "l40s", "rtx-4090", "rtx-pro-6000"]
+NAMES += ["h100-sxm", "h200", "cpu"]
 EVERY = pytest.mark.parametrize("sheet", gpus(), ids=lambda sheet: sheet.name)
 
 
 def test_the_sheets_are_those_promised() -> None:
-    """Nine devices ship, under these names."""
+    """Ten devices ship, under these names."""
     assert [sheet.name for sheet in gpus()] == NAMES
 
 
@@ -57,6 +58,7 @@ def test_memory_is_what_the_driver_leaves(sheet: Gpu) -> None:
         ("l4", 1024, 2.040e9),
         ("l40s", 1024, 2.520e9),
         ("rtx-4090", 512, 2.520e9),
+        ("rtx-pro-6000", 1024, 2.617e9),
         ("h100-sxm", 4096, 1.830e9),
         ("h200", 4096, 1.830e9),
         ("cpu", 32, 3.0e9),
@@ -89,8 +91,8 @@ def test_a_sheet_answers_to_its_name(sheet: Gpu) -> None:
         ("h100", r"did you mean h100-sxm\?"),
         ("a100", "did you mean a100-40gb or a100-80gb"),
         ("rtx4090", "did you mean rtx-4090"),
-        ("tpu-v5e", "known: a10, .*, rtx-4090$"),
-        ("", "known: a10, .*, rtx-4090$"),
+        ("tpu-v5e", "known: a10, .*, rtx-pro-6000$"),
+        ("", "known: a10, .*, rtx-pro-6000$"),
     ],
 )
 def test_an_unknown_name_offers_the_nearest(name: str, offer: str) -> None:

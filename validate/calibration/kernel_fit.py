@@ -97,6 +97,8 @@ def _fit_gemm(table: KernelTable, gpu: Gpu, profile: Profile) -> Profile:
     left = frame.assign(
         factor=frame["seconds"] / predict_gemm(KernelModel(gpu, profile, table.dtype), frame)
     )
+    fastest = _digits(float(frame["seconds"].min()))
+    profile = _set(profile, "the fastest GEMM", stream_start=fastest)
     return _with(profile, gemm=gemm_correction(left))
 
 
@@ -163,7 +165,7 @@ def _fit_elementwise(table: KernelTable, gpu: Gpu, profile: Profile) -> Profile:
     light, sampler = frame[frame["name"] != SAMPLER], frame[frame["name"] == SAMPLER]
     if len(light):
         profile = _without(profile, "elementwise")
-        fastest = float(light["seconds"].min())
+        fastest = _digits(float(light["seconds"].min()))
         profile = _set(profile, "the fastest element-wise kernel", stream_start=fastest)
         model = KernelModel(gpu, profile, table.dtype)
         left = light.assign(factor=light["seconds"] / model.stream(light["bytes"]))
@@ -193,7 +195,7 @@ def _with(profile: Profile, **corrections: Correction) -> Profile:
 
 def _set(profile: Profile, source: str, **values: float) -> Profile:
     """Return *profile* with values that have a closed form, and so no standard error."""
-    parameters = {name: Parameter(value, None, source) for name, value in values.items()}
+    parameters = {name: Parameter(_digits(value), None, source) for name, value in values.items()}
     return replace(profile, parameters={**profile.parameters, **parameters})
 
 
