@@ -36,9 +36,9 @@ Floats = NDArray[np.float64]
 
 STATISTICS = ("mean", "p50", "p90", "p99")
 LIGHT_REQUESTS = 100  # of the RTX PRO 6000 log: the first third, sent before a queue formed
-# Stages of the H100 sweep that are fitted: those that it keeps up with, or those up to two thirds
-# of what it can serve.
-LIGHT_STAGES = ((0, 1, 2, 3), (0, 1, 2))
+# Stages of the H100 sweep that are fitted: those up to two thirds of what it can serve, and those
+# that it keeps up with.
+LIGHT_STAGES = ((0, 1, 2), (0, 1, 2, 3))
 A10_PROMPTS, A10_OUTPUTS = (127, 2047), 512  # prompts and longest outputs that are fitted
 
 

@@ -24,20 +24,24 @@ from splitwiser.validate.calibration.engine_table import EngineRow
 from splitwiser.validate.calibration.fitting import Fit, fit
 from splitwiser.validate.calibration.observations import Observations
 
-# What runs of an engine can tell, the first things first where there are few rows. A parameter with
-# a lower bound of 0 starts above it: from 0 a search cannot see which way to go.
+# What runs of an engine can tell, with first guesses for parameters that the start profile has at
+# 0: from there a search cannot see which way to go. The time per token does not tell the weights'
+# traffic from the host's part of a step, so memory_efficiency is none of them.
 STARTS: Mapping[str, float] = {
     "step_overhead": 1e-3,
     "gemm_efficiency": 0.6,
-    "kv_efficiency": 0.8,
     "request_overhead": 5e-3,
+    "kv_efficiency": 0.8,
     "sequence_overhead": 1e-5,
     "attention_efficiency": 0.5,
-    "memory_efficiency": 0.85,
 }
+LONG_PROMPT = 4096  # tokens from which attention is a part of a prompt's time that can be told
+MUCH_KV = 0.5  # of the weights' bytes: KV reads from which they can be told under load
 KEPT_UP = 0.95  # of the rate asked for: above it, the engine was not what limited the throughput
 SHORT = 1000  # requests that a fit simulates of a run that keeps up: more change no median
 NOISE = 0.03  # errors beyond it count linearly: latencies of equal runs repeat within about 3 %
+COARSE = 120  # predictions of all rows that the first, coarse search makes under load
+STRIDE = 0.25  # of the logarithms of parameters, with which it begins
 STEP = 0.03  # of the finite differences: a trace's median jumps by some tenths of a percent
 
 
@@ -142,30 +146,71 @@ def fit_engine(
     engine: Engine,
     start: Profile,
     names: Sequence[str] | None = None,
-    quantities: Sequence[str] = (),
 ) -> Fit:
-    """Return the fit of *start* to *rows*: of the parameters *names*, by default as many of `STARTS`
-    as the rows can decide. Only the *quantities* named are fitted, if any are.
+    """Return the fit of *start* to *rows*: of the parameters *names*, by default those that such rows
+    can decide, as many as there are measurements for.
 
     Raises ValueError, in one line, for fewer than two measurements.
     """
-    observations = engine_observations(rows, engine, quantities)
+    observations = engine_observations(rows, engine)
     if names is None:
-        names = _decidable(rows)[: max(1, len(observations) - 1)]
+        names = _decidable(rows, engine)[: max(1, len(observations) - 1)]
     guesses = {name: _guess(name, start) for name in names}
     title = f"{engine.llm.name} under {engine.deployment.name}"
+    if len(observations) > len(guesses) and not served_alone(rows):
+        guesses = _coarse(start, guesses, observations)
     return fit(start, guesses, observations, noise=NOISE, step=STEP, title=title)
 
 
-def _decidable(rows: Sequence[EngineRow]) -> list[str]:
+def _coarse(
+    start: Profile, guesses: Mapping[str, float], observations: Observations
+) -> dict[str, float]:
+    """Return better first guesses for rows under load.
+
+    Latencies under load jump with the order of events, and slopes mislead far from the best values;
+    so a search without slopes comes first (Nelder and Mead's simplex, on the loss of the fit).
+    """
+    from scipy.optimize import minimize
+
+    names = list(guesses)
+    bounds = [(PARAMETERS[name].lower, PARAMETERS[name].upper) for name in names]
+    logs = np.log(observations.measured)
+
+    def values(at: NDArray[np.float64]) -> dict[str, float]:
+        inside = (min(max(float(np.exp(x)), low), high) for x, (low, high) in zip(at, bounds))
+        return dict(zip(names, inside, strict=True))
+
+    def loss(at: NDArray[np.float64]) -> float:
+        left = np.log(observations.predict(start.with_values(**values(at)))) - logs
+        return float(np.sum(np.sqrt(1.0 + (left / NOISE) ** 2) - 1.0))
+
+    first = np.log(list(guesses.values()))
+    simplex = np.vstack([first, first + STRIDE * np.eye(len(names))])
+    options = {"initial_simplex": simplex, "maxfev": COARSE, "xatol": STEP, "fatol": STEP}
+    return values(minimize(loss, first, method="Nelder-Mead", options=options).x)
+
+
+def _decidable(rows: Sequence[EngineRow], engine: Engine) -> list[str]:
     """The parameters that rows like these can move, each apart from the others."""
     names = list(STARTS)
+    prompts = max(int(row.trace.prompt_tokens.max()) for row in rows)
     if served_alone(rows):
         names.remove("sequence_overhead")  # the step's only sequence is a part of the step
-        names.remove("memory_efficiency")  # every step reads the weights, and has its overhead
+    elif max(_kv_bytes(row, engine) for row in rows) < MUCH_KV * engine.llm.weight_bytes:
+        names.remove("kv_efficiency")
+    if prompts < LONG_PROMPT:
+        names.remove("attention_efficiency")
     if not any("ttft" in name or "e2el" in name for row in rows for name in row.measured):
         names.remove("request_overhead")
     return names
+
+
+def _kv_bytes(row: EngineRow, engine: Engine) -> float:
+    """The most that a step of this run reads of the KV cache, in bytes."""
+    most = sum(group.max_num_seqs for group in engine.deployment.workers)
+    batch = min(len(row.trace), row.trace.max_concurrency or most, most)
+    context = float((row.trace.prompt_tokens + row.trace.output_tokens).mean())
+    return batch * context * engine.llm.kv_bytes_per_token
 
 
 def served_alone(rows: Sequence[EngineRow]) -> bool:

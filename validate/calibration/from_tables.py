@@ -30,10 +30,11 @@ ALONE = (
     " sheet's profile"
 )
 HOST_ASSUMED = "kernel times say nothing of the host: its time between steps is assumed"
-SINGLE = (
-    "one request at a time: memory_efficiency and step_overhead add up to the same time per token,"
-    " so that the first is the data sheet's, and batches of several may differ"
+UNTOLD = (
+    "an engine's time per token is the sum of the weights' traffic and the host's time: the first is"
+    " the data sheet's"
 )
+SINGLE = "one request at a time tells nothing of batches: sequence_overhead is assumed"
 DEPLOYED = "the engine's own settings decide its latencies: they were taken as {}"
 
 
@@ -67,6 +68,8 @@ def calibrate_tables(
         engine = Engine(deployment or chunked(), llm, gpu)
         profile = replace(profile, graphed_prefill=engine.replays_prompts)
         rows = read_engine_tables(runs)
+        if not kernels:
+            notes.append(UNTOLD)
         if served_alone(rows):
             notes.append(SINGLE)
         fit = fit_engine(rows, engine, profile, HOST if kernels else None)
