@@ -40,8 +40,9 @@ MUCH_KV = 0.5  # of the weights' bytes: KV reads from which they can be told und
 KEPT_UP = 0.95  # of the rate asked for: above it, the engine was not what limited the throughput
 SHORT = 1000  # requests that a fit simulates of a run that keeps up: more change no median
 NOISE = 0.03  # errors beyond it count linearly: latencies of equal runs repeat within about 3 %
-COARSE = 120  # predictions of all rows that the first, coarse search makes under load
-STRIDE = 0.25  # of the logarithms of parameters, with which it begins
+COARSE = 80  # predictions of all rows that each coarse search makes under load
+STRIDE = 0.25  # of the logarithms of parameters, with which it begins, up and then down
+PRIOR = 0.02  # the first guesses weigh as rows that are off by so much for each factor of e
 STEP = 0.03  # of the finite differences: a trace's median jumps by some tenths of a percent
 
 
@@ -158,7 +159,9 @@ def fit_engine(
     guesses = {name: _guess(name, start) for name in names}
     title = f"{engine.llm.name} under {engine.deployment.name}"
     if len(observations) > len(guesses) and not served_alone(rows):
-        guesses = _coarse(start, guesses, observations)
+        steady = engine_observations([row for row in rows if _kept_up(row)], engine)
+        enough = len(steady) > len(guesses)
+        guesses = _coarse(start, guesses, steady if enough else observations)
     return fit(start, guesses, observations, noise=NOISE, step=STEP, title=title)
 
 
@@ -168,26 +171,34 @@ def _coarse(
     """Return better first guesses for rows under load.
 
     Latencies under load jump with the order of events, and slopes mislead far from the best values;
-    so a search without slopes comes first (Nelder and Mead's simplex, on the loss of the fit).
+    so a search without slopes comes first (Nelder and Mead's simplex, on the loss of the fit). The
+    loads that the engine keeps up with are enough for it.
     """
     from scipy.optimize import minimize
 
     names = list(guesses)
     bounds = [(PARAMETERS[name].lower, PARAMETERS[name].upper) for name in names]
     logs = np.log(observations.measured)
+    first = np.log(list(guesses.values()))
 
     def values(at: NDArray[np.float64]) -> dict[str, float]:
-        inside = (min(max(float(np.exp(x)), low), high) for x, (low, high) in zip(at, bounds))
+        inside = (
+            min(max(value, low), high)
+            for value, (low, high) in zip(np.exp(at).tolist(), bounds, strict=True)
+        )
         return dict(zip(names, inside, strict=True))
 
     def loss(at: NDArray[np.float64]) -> float:
         left = np.log(observations.predict(start.with_values(**values(at)))) - logs
-        return float(np.sum(np.sqrt(1.0 + (left / NOISE) ** 2) - 1.0))
+        away = PRIOR * (at - first)
+        return float(np.sum(np.sqrt(1.0 + (np.concatenate([left, away]) / NOISE) ** 2) - 1.0))
 
-    first = np.log(list(guesses.values()))
-    simplex = np.vstack([first, first + STRIDE * np.eye(len(names))])
-    options = {"initial_simplex": simplex, "maxfev": COARSE, "xatol": STEP, "fatol": STEP}
-    return values(minimize(loss, first, method="Nelder-Mead", options=options).x)
+    at = first
+    for stride in (STRIDE, -STRIDE):
+        simplex = np.vstack([at, at + stride * np.eye(len(names))])
+        options = {"initial_simplex": simplex, "maxfev": COARSE, "xatol": STEP, "fatol": STEP}
+        at = minimize(loss, at, method="Nelder-Mead", options=options).x
+    return values(at)
 
 
 def _decidable(rows: Sequence[EngineRow], engine: Engine) -> list[str]:
