@@ -26,7 +26,8 @@ from splitwiser.models.profile import BUILT_IN, Parameter, Profile, load_profile
 from splitwiser.validate.calibration.kernel_accuracy import HeldOut, held_out
 from splitwiser.validate.calibration.kernel_fit import KernelFit, fit_kernels
 from splitwiser.validate.calibration.kernel_predict import cached
-from splitwiser.validate.calibration.kernel_table import KernelTable, read_kernels
+from splitwiser.validate.calibration.kernel_readers import read_kernels
+from splitwiser.validate.calibration.kernel_table import KernelTable
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "measured"
 UNKNOWN = (

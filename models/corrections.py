@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -41,19 +42,6 @@ KINDS = {
     "mixed_slope": Kind(HEADS, ("batch",)),
     "elementwise": Kind((), ("bytes",)),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Correction:
-    """Factors by shape (`KINDS` says of what) and, row by row, by the points of its axes.
-
-    `factors[i]` belongs to `shapes[i]` and holds one factor for each combination of axis points,
-    the last axis running fastest.
-    """
-
-    shapes: tuple[tuple[float, ...], ...]
-    axes: tuple[tuple[float, ...], ...]
-    factors: tuple[tuple[float, ...], ...]
 
 
 def position(kind: str, shape: Sequence[float]) -> list[float]:
@@ -104,14 +92,26 @@ def _bracket(axis: list[float], x: float) -> tuple[int, float]:
     return i, min(max((x - axis[i]) / (axis[i + 1] - axis[i]), 0.0), 1.0)
 
 
-def surfaces(kind: str, correction: Correction) -> Callable[[Sequence[float]], Surface]:
-    """Return a function from a shape to the factors that *correction* gives it."""
-    known = np.array([position(kind, shape) for shape in correction.shapes])
-    logs = np.log(np.array(correction.factors, dtype=float))
+@dataclass(frozen=True)
+class Correction:
+    """Factors by shape (`KINDS` says of what) and, row by row, by the points of its axes.
 
-    def surface(shape: Sequence[float]) -> Surface:
+    `factors[i]` belongs to `shapes[i]` and holds one factor for each combination of axis points,
+    the last axis running fastest.
+    """
+
+    shapes: tuple[tuple[float, ...], ...]
+    axes: tuple[tuple[float, ...], ...]
+    factors: tuple[tuple[float, ...], ...]
+
+    def surface(self, kind: str, shape: Sequence[float]) -> Surface:
+        """Return the factors of a shape of *kind*: those of the shapes around it."""
+        known = np.array([position(kind, other) for other in self.shapes])
         squared = ((known - position(kind, shape)) ** 2).sum(axis=1)
         weights = 1.0 / np.maximum(squared, NEAREST**2) ** 2
-        return Surface(correction.axes, weights @ logs / (weights.sum() + REACH**-4))
+        return Surface(self.axes, weights @ self._logs / (weights.sum() + REACH**-4))
 
-    return surface
+    @cached_property
+    def _logs(self) -> NDArray[np.float64]:
+        logs: NDArray[np.float64] = np.log(np.array(self.factors, dtype=float))
+        return logs

@@ -6,20 +6,13 @@ eagerly takes at least the host's time to launch it.
 
 from __future__ import annotations
 
-from math import ceil
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from splitwiser.models.gpu import Gpu
-from splitwiser.models.kernels import KernelModel
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile
-from splitwiser.models.work import STEP_KERNELS, coefficients, elementwise_bytes
-
-BLOCK = 8  # the dense part of steps is tabulated for 2**BLOCK token counts at a time
-LOGIT_BYTES = 4  # sampling reads float32 logits
+from splitwiser.models.step_tables import step_tables
+from splitwiser.models.work import coefficients
 
 
 class Demand(NamedTuple):
@@ -134,58 +127,19 @@ class CostModel:
         value = profile.value
         self.llm, self.gpu, self.profile = llm, gpu, profile
         self.sm_share, self.eager = sm_share, eager
-        self.kernels = KernelModel(
-            gpu, profile, llm.dtype, sm_share=sm_share, whole_device_grids=whole_device_grids
-        )
-        self._peak, self._bandwidth = self.kernels.peak, self.kernels.bandwidth
+        self._tables = step_tables(llm, gpu, profile, sm_share, whole_device_grids)
+        kernels = self._tables.kernels
+        self._peak, self._bandwidth = kernels.peak, kernels.bandwidth
         self._gap, self._launch = value("kernel_gap"), value("launch_host")
         self._overhead = value("step_overhead")
         self._sequence_overhead = value("sequence_overhead")
         self._prompt_eager = eager or not profile.graphed_prefill
-        self._sampling = (value("sampling_start"), value("sampling_passes"))
 
         self._c = c = coefficients(llm)
-        self._heads = (llm.heads, llm.kv_heads, llm.head_dim)
-        self._prompts = self.kernels.prompt_attention(*self._heads)
         self._miss = 1.0 - c.experts_per_token / c.experts if c.experts > 1 else 0.0
         self._flops_row = c.projection_flops + c.mlp_flops
         self._bytes_row = c.projection_stream + c.mlp_stream + c.elementwise_stream
-        # Seconds by token count, in blocks that are filled when a step first needs them.
-        self._dense: dict[int, list[float]] = {}
-        self._head: dict[int, list[float]] = {}
-        self._attention: dict[tuple[float, bool], tuple[float, float]] = {}
         self._decodes: dict[int, StepCost] = {}
-
-    def _dense_seconds(self, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the seconds of the kernels that every step of *tokens* rows runs."""
-        llm, kernels = self.llm, self.kernels
-        up = llm.intermediate * (2 if llm.gated_mlp else 1)
-        chosen = float(llm.experts_per_token)
-        layer = kernels.gemm(tokens, llm.query_width + 2 * llm.kv_width, llm.hidden)
-        layer = layer + kernels.gemm(tokens, llm.hidden, llm.query_width)
-        if llm.experts > 1:
-            touched = llm.experts * (1.0 - self._miss**tokens)
-            rows = tokens * chosen / touched
-            layer += kernels.gemm(tokens, llm.experts, llm.hidden)
-            layer += kernels.grouped_gemm(rows, up, llm.hidden, touched)
-            layer += kernels.grouped_gemm(rows, llm.hidden, llm.intermediate, touched)
-            layer += kernels.stream(0.0)  # the permutation, whose traffic is the GEMMs'
-        else:
-            layer += kernels.gemm(tokens, up, llm.hidden)
-            layer += kernels.gemm(tokens, llm.hidden, llm.intermediate)
-        light = elementwise_bytes(llm)
-        layer += 2.0 * kernels.stream(light.norm * tokens)
-        for moved in (light.activation, light.rotary, light.kv_write):
-            layer += kernels.stream(moved * tokens)
-        return layer * llm.layers + STEP_KERNELS * kernels.stream(0.0)
-
-    def _head_seconds(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the seconds of the head and of sampling for *outputs* rows."""
-        llm, kernels = self.llm, self.kernels
-        start, passes = self._sampling
-        logits = outputs * llm.vocab * LOGIT_BYTES
-        head = kernels.gemm(outputs, llm.vocab, llm.head_parameters / llm.vocab)
-        return head + start + passes * logits / kernels.stream_rate
 
     def step(
         self,
@@ -196,13 +150,11 @@ class CostModel:
         decodes: float = 0.0,
     ) -> StepCost:
         """Return the cost of a step; the arguments are those of `work.Batch`."""
-        c = self._c
+        c, tables = self._c, self._tables
         prompt = tokens - decodes
         kernels = c.dense_kernels
         touched = 1.0 - self._miss**tokens if self._miss else 1.0
-        row = ceil(tokens)
-        block = self._dense.get(row >> BLOCK) or self._fill(self._dense, row >> BLOCK)
-        gpu = block[row & (1 << BLOCK) - 1]
+        gpu = tables.dense(tokens)
         flops = self._flops_row * tokens
         moved = (
             c.projection_weights
@@ -211,22 +163,18 @@ class CostModel:
             + self._bytes_row * tokens
         )
         if outputs > 0:
-            row = ceil(outputs)
-            block = self._head.get(row >> BLOCK) or self._fill(self._head, row >> BLOCK)
-            gpu += block[row & (1 << BLOCK) - 1]
+            gpu += tables.head(outputs)
             flops += c.head_flops * outputs
             moved += c.head_weights + c.head_stream * outputs
             kernels += 1.0
         slope = host = 0.0
         if decodes > 0:
             kernels += c.layers
-            fixed, slope = self._attention.get((decodes, prompt > 0)) or self._decoding(
-                decodes, prompt > 0
-            )
+            fixed, slope = tables.attention(decodes, prompt > 0)
             gpu += fixed
         if prompt > 0:
             kernels += c.layers
-            gpu += c.layers * self._prompts(pairs, prompt, prompt_kv)
+            gpu += c.layers * tables.prompts(pairs, prompt, prompt_kv)
             flops += c.attention_flops * pairs
             moved += c.kv_bytes * prompt_kv + c.attention_stream * prompt
             if self._prompt_eager:
@@ -255,18 +203,3 @@ class CostModel:
         if cost is None:
             cost = self._decodes[batch] = self.step(batch, batch, decodes=batch)
         return cost
-
-    def _fill(self, table: dict[int, list[float]], block: int) -> list[float]:
-        """Tabulate a block of the dense part or of the head, and return it."""
-        rows = np.arange(block << BLOCK, (block + 1) << BLOCK, dtype=float)
-        rows[0] = max(rows[0], 1.0)  # no step has 0 rows; the entry is never read
-        seconds = self._dense_seconds if table is self._dense else self._head_seconds
-        table[block] = values = seconds(rows).tolist()
-        return values
-
-    def _decoding(self, decodes: float, mixed: bool) -> tuple[float, float]:
-        """Return the decode attention of all layers: seconds, and seconds per attended token."""
-        fixed, slope = self.kernels.decode_attention(decodes, *self._heads, mixed=mixed)
-        layers = self._c.layers
-        self._attention[decodes, mixed] = result = (fixed * layers, slope * layers)
-        return result

@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from splitwiser.models.corrections import Surface, surfaces
+from splitwiser.models.corrections import Surface
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.llm import DTYPE_BYTES
 from splitwiser.models.profile import Profile
@@ -31,6 +31,7 @@ PARTIAL_BYTES = 4  # partial sums of a split GEMM are float32
 
 _CHOICES = [(rows, columns, split) for (rows, columns), split in product(TILES, SPLITS)]
 _ROWS, _COLUMNS, _SPLIT = (np.array(sizes, dtype=float) for sizes in zip(*_CHOICES, strict=True))
+_PARTIAL = np.array([split * PARTIAL_BYTES if split > 1 else 0.0 for split in SPLITS])
 _FEW = 1e-9  # rounding of whole numbers that were divided
 
 
@@ -110,35 +111,44 @@ class KernelModel:
         self.attention_start = value("attention_start")
         self.decode_block = value("decode_block")
         self.mixed_decode = value("mixed_decode")
-        self._surfaces = {
-            kind: surfaces(kind, correction) for kind, correction in profile.corrections.items()
-        }
+        self._corrections = profile.corrections
         self._kept: dict[tuple[str, tuple[float, ...]], Surface] = {}
 
     def surface(self, kind: str, shape: Sequence[float]) -> Surface | None:
         """Return the correction of a shape (None where the profile has none of its kind)."""
-        if kind not in self._surfaces:
+        if kind not in self._corrections:
             return None
         key = (kind, tuple(shape))
         if key not in self._kept:
-            self._kept[key] = self._surfaces[kind](shape)
+            self._kept[key] = self._corrections[kind].surface(kind, shape)
         return self._kept[key]
 
     def gemm(self, m: ArrayLike, n: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
         """Return the seconds of GEMMs of *m* rows: (m x k) times (k x n), weights from DRAM."""
-        m, n, k = np.broadcast_arrays(np.asarray(m, dtype=float), n, k)
+        m, n, k = (np.asarray(size, dtype=float) for size in (m, n, k))
         seconds = self._tiled(m, n, k, 1.0)
-        factors = np.ones_like(seconds)
-        for shape in set(zip(n.flat, k.flat, strict=True)):
-            surface = self.surface("gemm", shape)
-            if surface is None:
-                return seconds
-            chosen = (n == shape[0]) & (k == shape[1])
-            factors[chosen] = surface.along(m[chosen])
+        factors = self._gemm_factors(m, n, k)
+        if factors is None:
+            return seconds
         activations = m * (n + k) * self.size
         moved = n * k * self.size + np.maximum(0.0, activations - self.gpu.l2)
         least = np.maximum(2.0 * m * n * k / self.share_peak, moved / self.bandwidth)
-        return np.maximum(seconds * factors, least)
+        return np.asarray(np.maximum(seconds * factors, least))
+
+    def _gemm_factors(
+        self, m: NDArray[np.float64], n: NDArray[np.float64], k: NDArray[np.float64]
+    ) -> NDArray[np.float64] | None:
+        """Return the corrections of GEMMs, None if the profile has none."""
+        if "gemm" not in self._corrections:
+            return None
+        m, n, k = np.broadcast_arrays(m, n, k)
+        shapes, which = np.unique(np.stack([n.ravel(), k.ravel()]), axis=1, return_inverse=True)
+        factors = np.empty(m.size)
+        for i, shape in enumerate(shapes.T.tolist()):
+            surface, chosen = self.surface("gemm", shape), which == i
+            if surface is not None:
+                factors[chosen] = surface.along(m.ravel()[chosen])
+        return factors.reshape(m.shape)
 
     def grouped_gemm(
         self, m: ArrayLike, n: float, k: float, groups: ArrayLike
@@ -158,27 +168,28 @@ class KernelModel:
         arithmetic and the operands that it reads from the L2; all blocks together no less than
         the device's power allows, nor than the DRAM's traffic.
         """
-        sharp = self.sharpness
-        rows, n, k, groups = (np.asarray(size, dtype=float)[..., None] for size in (m, n, k, groups))
+        rows, n, k, groups = (
+            np.asarray(size, dtype=float)[..., None] for size in (m, n, k, groups)
+        )
         tiles = np.ceil(rows / _ROWS) * np.ceil(n / _COLUMNS) * groups
         waves = np.ceil(tiles * _SPLIT / self.sms - _FEW)
         depth = np.ceil(k / _SPLIT / K_STEP) * K_STEP
         arithmetic = 2.0 * _ROWS * _COLUMNS * depth / self.sm_rate
         operands = self.size * (np.minimum(rows, _ROWS) + _COLUMNS) * depth / self.sm_traffic
-        larger, smaller = np.maximum(arithmetic, operands), np.minimum(arithmetic, operands)
-        block = larger * (1.0 + (smaller / larger) ** 4) ** 0.25 + self.tile_overhead
+        block = np.sqrt(np.sqrt(arithmetic**4 + operands**4)) + self.tile_overhead
         whole = 2.0 * tiles * _ROWS * _COLUMNS * k / self.gemm_rate
         compute = np.maximum(waves * block, whole)
         if self.second_wave > 1.0:
             compute = np.where(waves > 1.0, compute * self.second_wave, compute)
+        # The DRAM's traffic is the same for all tiles, so that of each split the fastest counts.
+        compute = compute.reshape(*compute.shape[:-1], len(TILES), len(SPLITS)).min(axis=-2)
         outputs = groups * rows * n
         traffic = (groups * n * k + groups * rows * k + outputs) * self.size / self.stream_rate
         larger, smaller = np.maximum(compute, traffic), np.minimum(compute, traffic)
-        partial = np.where(_SPLIT > 1, _SPLIT * PARTIAL_BYTES * self.split_traffic, 0.0)
-        seconds = larger * (1.0 + (smaller / np.where(larger > 0, larger, 1.0)) ** sharp) ** (
-            1.0 / sharp
-        )
-        fastest: NDArray[np.float64] = (seconds + partial * outputs / self.stream_rate).min(axis=-1)
+        power = self.sharpness
+        seconds = larger * (1.0 + (smaller / larger) ** power) ** (1.0 / power)
+        seconds += _PARTIAL * self.split_traffic * outputs / self.stream_rate
+        fastest: NDArray[np.float64] = seconds.min(axis=-1)
         return fastest + self.gemm_start
 
     def stream(self, moved: ArrayLike) -> NDArray[np.float64]:

@@ -99,12 +99,12 @@ class Profile:
     name: str
     gpu: str
     kind: str
-    parameters: Mapping[str, Parameter]
-    provenance: Mapping[str, str]
-    residuals: Mapping[str, float]
+    parameters: Mapping[str, Parameter] = field(hash=False)
+    provenance: Mapping[str, str] = field(hash=False)
+    residuals: Mapping[str, float] = field(hash=False)
     graphed_prefill: bool = False
-    by_gpu: Mapping[str, Mapping[str, Parameter]] = field(default_factory=dict)
-    corrections: Mapping[str, Correction] = field(default_factory=dict)
+    by_gpu: Mapping[str, Mapping[str, Parameter]] = field(default_factory=dict, hash=False)
+    corrections: Mapping[str, Correction] = field(default_factory=dict, hash=False)
 
     def value(self, name: str) -> float:
         """Return the value of a parameter in SI units. ValueError names the nearest if unknown."""

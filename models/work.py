@@ -8,7 +8,10 @@ and a head that is computed only for the rows that yield a token. A multiply-add
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from splitwiser.models.llm import Llm
 
@@ -56,6 +59,7 @@ GROUPS = (
 ELEMENTWISE_KERNELS = 5.0
 # Launches per step outside the layers: embedding, last norm and sampling.
 STEP_KERNELS = 4.0
+
 
 def prompt_pairs(new: float, cached: float, window: int | None = None) -> tuple[float, float]:
     """Return (query-key pairs, KV tokens read) of a chunk of *new* tokens after *cached* ones.
@@ -161,14 +165,16 @@ def coefficients(llm: Llm) -> Coefficients:
     )
 
 
-def experts_touched(experts: float, per_token: float, tokens: float) -> float:
+Counts = TypeVar("Counts", float, NDArray[np.float64])
+
+
+def experts_touched(experts: float, per_token: float, tokens: Counts) -> Counts:
     """Return the expected number of distinct experts that *tokens* choose, uniformly at random.
 
     E*(1-(1-k/E)^n), as each token misses a given expert with probability 1-k/E.
     """
-    if experts <= per_token:
-        return experts
-    return float(experts * (1.0 - (1.0 - per_token / experts) ** tokens))
+    missed: Counts = (1.0 - min(per_token / experts, 1.0)) ** tokens
+    return experts * (1.0 - missed)
 
 
 def work(llm: Llm, batch: Batch) -> dict[str, Group]:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from splitwiser.models.catalogue import catalogue, llm
 from splitwiser.models.cost import CostModel, StepCost
 from splitwiser.models.gpu import Gpu, gpu, gpus
-from splitwiser.models.kernels import roofline, saturation
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import PARAMETERS, Profile, built_in_profiles, profile_for
 from splitwiser.models.work import Batch, coefficients, prompt_pairs, work
@@ -178,21 +177,6 @@ def test_a_dtype_without_units_is_refused() -> None:
     model = llm("facebook/opt-125m").with_dtype("float8_e4m3fn")
     with pytest.raises(ValueError, match="a10"):
         CostModel(model, gpu("a10"), profile_for("a10"))
-
-
-@given(st.floats(0, 1e3), st.floats(0, 1e3), st.floats(1, 8))
-def test_roofline_lies_between_the_larger_and_the_sum(a: float, b: float, p: float) -> None:
-    """A p-norm is at least its larger term and at most the sum."""
-    assert max(a, b) <= roofline(a, b, p) <= (a + b) * (1 + 1e-12)
-
-
-@given(st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0.01, 10), st.floats(1, 64))
-def test_saturation_rises_to_one(a: float, b: float, knee: float, bend: float) -> None:
-    """Throughput rises with the SMs, is 1 on all of them, and never less than their share."""
-    low, high = sorted((a, b))
-    assert saturation(low, knee, bend) <= saturation(high, knee, bend) * (1 + 1e-9)
-    assert saturation(1.0, knee, bend) == 1.0
-    assert low * (1 - 1e-9) <= saturation(low, knee, bend) <= 1.0 + 1e-9
 
 
 def test_llama_2_on_a10_is_in_the_measured_range() -> None:

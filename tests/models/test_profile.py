@@ -178,7 +178,9 @@ JSON = st.recursive(
 )
 
 
-@given(st.sampled_from([*DOCUMENT, "corrections", "extra"]), JSON, st.sampled_from([*PARAMETERS]), JSON)
+@given(
+    st.sampled_from([*DOCUMENT, "corrections", "extra"]), JSON, st.sampled_from([*PARAMETERS]), JSON
+)
 @settings(max_examples=60, deadline=None)
 def test_any_document_gives_a_profile_or_one_line(
     key: str, content: Any, name: str, entry: Any

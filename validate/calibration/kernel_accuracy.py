@@ -34,8 +34,7 @@ HEAD_COUNTS: tuple[frozenset[int], ...] = (
 class HeldOut(NamedTuple):
     """Errors of held-out rows: |predicted/measured - 1|, its mean and 95th percentile, as fractions.
 
-    `scope` says which rows count; `fastest` is the largest peak or bandwidth that a prediction
-    claims, over the data sheet's (never above 1).
+    `scope` says which rows count.
     """
 
     kind: str
@@ -64,7 +63,9 @@ def held_out(
     for width, heads in zip(widths, head_counts, strict=True):
         for kind, frame in _fold(table, gpu, start, width, heads).items():
             found.setdefault(kind, []).append(frame)
-    return [row for kind, frames in found.items() for row in _scopes(kind, frames, gpu, table.dtype)]
+    return [
+        row for kind, frames in found.items() for row in _scopes(kind, frames, gpu, table.dtype)
+    ]
 
 
 def _fold(
@@ -72,12 +73,12 @@ def _fold(
 ) -> Mapping[str, pd.DataFrame]:
     """Return the rows of a fold with the `error` of a fit to all others."""
 
-    def left_out(kind: str, frame: pd.DataFrame) -> pd.Series[bool]:
+    def left_out(kind: str, frame: pd.DataFrame) -> NDArray[np.bool_]:
         if kind == "gemm":
-            return frame["n"].isin(widths) | frame["k"].isin(widths)
+            return (frame["n"].isin(widths) | frame["k"].isin(widths)).to_numpy(bool)
         if "heads" in frame:
-            return frame["heads"].isin(heads)
-        return frame["seconds"] < 0.0  # element-wise kernels have no shape to leave out
+            return frame["heads"].isin(heads).to_numpy(bool)
+        return np.zeros(len(frame), dtype=bool)  # element-wise kernels have no shape to leave out
 
     fit = fit_kernels(table.where(lambda kind, frame: ~left_out(kind, frame)), gpu, start)
     held = table.where(left_out)
@@ -103,6 +104,12 @@ def _scopes(kind: str, frames: list[pd.DataFrame], gpu: Gpu, dtype: str) -> list
             scopes.append(("n, k >= 512, served by DRAM", layers & ~warm))
     errors = frame["error"].to_numpy(float)
     return [
-        HeldOut(kind, title, int(rows.sum()), errors[rows].mean(), float(np.quantile(errors[rows], 0.95)))
+        HeldOut(
+            kind,
+            title,
+            int(rows.sum()),
+            errors[rows].mean(),
+            float(np.quantile(errors[rows], 0.95)),
+        )
         for title, rows in scopes
     ]

@@ -10,7 +10,7 @@ import numpy as np
 from splitwiser.models.corrections import Correction
 from splitwiser.models.profile_file import LEAST
 from splitwiser.validate.calibration.kernel_predict import Array
-from splitwiser.validate.calibration.kernel_table import HEADS
+from splitwiser.validate.calibration.kernel_table import HEADS, groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,9 +31,9 @@ def gemm_correction(left: pd.DataFrame) -> Correction:
     axis = _thinned(np.unique(left["m"]))
     left = left[left[["n", "k"]].min(axis=1) >= LEAST_SIDE]
     shapes, factors = [], []
-    for (n, k), rows in left.groupby(["n", "k"]):
-        rows = rows.sort_values("m")
-        shapes.append((float(n), float(k)))
+    for shape, chosen in groups(left, ("n", "k")):
+        rows = left.iloc[chosen].sort_values("m")
+        shapes.append(shape)
         factors.append(_interpolated(axis, rows["m"], rows["factor"]))
     return _correction(shapes, [axis], factors)
 
@@ -46,17 +46,18 @@ def prompt_correction(left: pd.DataFrame) -> Correction:
     left = left.assign(spread=left["batch"] * (left["new"] + left["cached"]) / left["new"])
     news = _thinned(np.unique(left["new"]))
     most = int(np.ceil(np.log2(left["spread"].max())))
-    spreads = 2.0 ** np.arange(most + 1)
+    spreads = np.asarray(2.0 ** np.arange(most + 1), dtype=float)
     shapes, factors = [], []
-    for shape, rows in left.groupby(list(HEADS)):
+    for shape, chosen in groups(left, HEADS):
+        rows = left.iloc[chosen]
         sizes = sorted(rows["new"].unique())
         by_size = []
         for size in sizes:
-            chosen = rows[rows["new"] == size].groupby("spread", as_index=False)["factor"].median()
-            by_size.append(np.log(_interpolated(spreads, chosen["spread"], chosen["factor"])))
+            same = rows[rows["new"] == size].groupby("spread")["factor"].median()
+            by_size.append(np.log(_interpolated(spreads, same.index, same)))
         grid = np.array(by_size)
         filled = [np.interp(np.log(news), np.log(sizes), column) for column in grid.T]
-        shapes.append(tuple(map(float, shape)))
+        shapes.append(shape)
         factors.append(np.exp(np.array(filled).T).ravel())
     return _correction(shapes, [news, spreads], factors)
 
@@ -69,7 +70,8 @@ def decode_lines(frame: pd.DataFrame) -> dict[Key, Line]:
     holds seconds that are not the decoding sequences'.
     """
     lines: dict[Key, Line] = {}
-    for (batch, *shape), rows in frame.groupby(["batch", *HEADS]):
+    for (batch, *shape), chosen in groups(frame, ("batch", *HEADS)):
+        rows = frame.iloc[chosen]
         seconds = rows["seconds"].to_numpy(float)
         attended = batch * rows["context"].to_numpy(float)
         if len(np.unique(attended)) < 3:
@@ -83,7 +85,8 @@ def decode_lines(frame: pd.DataFrame) -> dict[Key, Line]:
             line = _not_negative(columns * weights[:, None], target * weights)
             errors = columns @ line - target
             weights = usual * (1.0 + (errors / NOISE) ** 2) ** -0.25
-        lines[float(batch), *map(int, shape)] = (float(line[0]), float(line[1]))
+        heads, kv_heads, head_dim = map(int, shape)
+        lines[batch, heads, kv_heads, head_dim] = (float(line[0]), float(line[1]))
     return lines
 
 
@@ -126,7 +129,9 @@ def elementwise_correction(left: pd.DataFrame) -> Correction:
 
 def _interpolated(axis: Array, points: object, factors: object) -> Array:
     """Return factors at the points of an axis, linear in the logarithms, constant beyond."""
-    logs = np.interp(np.log(axis), np.log(np.asarray(points, float)), np.log(np.asarray(factors, float)))
+    logs = np.interp(
+        np.log(axis), np.log(np.asarray(points, float)), np.log(np.asarray(factors, float))
+    )
     return np.asarray(np.exp(logs))
 
 

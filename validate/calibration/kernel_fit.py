@@ -91,7 +91,9 @@ def _fit_gemm(table: KernelTable, gpu: Gpu, profile: Profile) -> Profile:
     measured = np.log(some["seconds"].to_numpy(float))
 
     def errors(trial: Profile) -> Array:
-        return np.log(predict_gemm(KernelModel(gpu, trial, table.dtype), some)) - measured
+        return np.asarray(
+            np.log(predict_gemm(KernelModel(gpu, trial, table.dtype), some)) - measured
+        )
 
     profile = _solve(profile, GEMM, errors, "GEMMs")
     left = frame.assign(
@@ -111,7 +113,9 @@ def _fit_prompts(table: KernelTable, gpu: Gpu, profile: Profile) -> Profile:
     measured = np.log(some["seconds"].to_numpy(float))
 
     def errors(trial: Profile) -> Array:
-        return np.log(predict_prompts(KernelModel(gpu, trial, table.dtype), some)) - measured
+        return np.asarray(
+            np.log(predict_prompts(KernelModel(gpu, trial, table.dtype), some)) - measured
+        )
 
     profile = _solve(profile, PROMPTS, errors, "prompt attention")
     left = frame.assign(
@@ -130,7 +134,9 @@ def _fit_decodes(table: KernelTable, gpu: Gpu, profile: Profile) -> Profile:
     measured = np.log(some["seconds"].to_numpy(float))
 
     def errors(trial: Profile) -> Array:
-        return np.log(predict_decodes(KernelModel(gpu, trial, table.dtype), some)) - measured
+        return np.asarray(
+            np.log(predict_decodes(KernelModel(gpu, trial, table.dtype), some)) - measured
+        )
 
     profile = _solve(profile, DECODES, errors, "decode attention")
     lines = decode_lines(frame)
@@ -235,7 +241,8 @@ def _solve(
         bounds=(lower, upper),
         loss="soft_l1",
         f_scale=NOISE,
-        diff_step=1e-3,  # waves make steps in the times, over which differences have to reach
+        diff_step=[1e-3]
+        * len(names),  # waves make steps in the times, over which differences have to reach
         max_nfev=40,
     )
     remains = left(solution.x)[:rows]

@@ -12,7 +12,7 @@ from splitwiser.models.kernels import KernelModel
 from splitwiser.models.llm import DTYPE_BYTES
 from splitwiser.models.profile import Profile
 from splitwiser.models.work import prompt_pairs
-from splitwiser.validate.calibration.kernel_table import HEADS, SAMPLER, KernelTable
+from splitwiser.validate.calibration.kernel_table import HEADS, SAMPLER, KernelTable, groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,8 +55,8 @@ def predict_prompts(model: KernelModel, frame: pd.DataFrame) -> Array:
     """Return the seconds of the rows of a frame of prompt attention."""
     seconds = np.empty(len(frame))
     batch, new, cached = (frame[column].to_numpy(float) for column in ("batch", "new", "cached"))
-    for shape, rows in frame.groupby(list(HEADS)).indices.items():
-        attention = model.prompt_attention(*map(int, shape))
+    for (heads, kv_heads, head_dim), rows in groups(frame, HEADS):
+        attention = model.prompt_attention(int(heads), int(kv_heads), int(head_dim))
         for row in rows:
             pairs, kv = prompt_pairs(new[row], cached[row])
             n = batch[row]
@@ -68,8 +68,9 @@ def predict_decodes(model: KernelModel, frame: pd.DataFrame, *, mixed: bool = Fa
     """Return the seconds of the rows of a frame of decode attention."""
     seconds = np.empty(len(frame))
     attended = frame["batch"].to_numpy(float) * frame["context"].to_numpy(float)
-    for (batch, *shape), rows in frame.groupby(["batch", *HEADS]).indices.items():
-        fixed, slope = model.decode_attention(batch, *map(int, shape), mixed=mixed)
+    for (batch, *shape), rows in groups(frame, ("batch", *HEADS)):
+        heads, kv_heads, head_dim = map(int, shape)
+        fixed, slope = model.decode_attention(batch, heads, kv_heads, head_dim, mixed=mixed)
         seconds[rows] = fixed + slope * attended[rows]
     return seconds
 
