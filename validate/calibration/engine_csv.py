@@ -33,9 +33,7 @@ ALIASES = {
 }
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 # "silicon_ttft_ms" is what aiconfigurator calls a measured TTFT.
-LATENCY = re.compile(
-    r"(?:silicon_)?(?:(mean|median|p50|p\d{1,2})_)?(ttft|tpot|e2el|e2e)_(s|ms|us)"
-)
+LATENCY = re.compile(r"(?:silicon_)?(?:(mean|median|p50|p\d{1,2})_)?(ttft|tpot|e2el|e2e)_(s|ms|us)")
 BARE = re.compile(r"(?:(?:mean|median|p\d{1,2})_)?(?:ttft|tpot|e2el|e2e)")
 # Of one engine on one GPU each of these has one value; they are not columns of a load.
 SAME = ("model_path", "model", "system", "gpu")

@@ -196,8 +196,13 @@ def _coarse(
     at = first
     for stride in (STRIDE, -STRIDE):
         simplex = np.vstack([at, at + stride * np.eye(len(names))])
-        options = {"initial_simplex": simplex, "maxfev": COARSE, "xatol": STEP, "fatol": STEP}
-        at = minimize(loss, at, method="Nelder-Mead", options=options).x
+        found = minimize(
+            loss,
+            at,
+            method="Nelder-Mead",
+            options={"initial_simplex": simplex, "maxfev": COARSE, "xatol": STEP, "fatol": STEP},
+        )
+        at = np.asarray(found.x, dtype=float)
     return values(at)
 
 

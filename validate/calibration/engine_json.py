@@ -34,18 +34,15 @@ class Document:
             return inf
         if value is None:
             raise ValueError(f"{self.place}: {path} is missing; accepted: a number above 0")
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if type(value) not in (int, float) or not (isfinite(value) and value > 0):
             raise ValueError(f"{self.place}: {path} is {quoted(value)}; accepted: a number above 0")
-        if not (isfinite(value) and value > 0):
-            raise ValueError(f"{self.place}: {path} is {value:g}; accepted: a number above 0")
         return float(value)
 
     def numbers(self, path: str) -> list[float]:
         """The list of numbers, none negative, at *path*."""
         values = self._at(path)
         sound = isinstance(values, list) and all(
-            isinstance(v, int | float) and not isinstance(v, bool) and isfinite(v) and v >= 0
-            for v in values
+            type(value) in (int, float) and isfinite(value) and value >= 0 for value in values
         )
         if not sound or not isinstance(values, list):
             raise ValueError(f"{self.place}: {path} is no list of numbers from 0 on")
@@ -64,15 +61,13 @@ def read_json(path: Path, text: str) -> list[EngineRow]:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON list; accepted: one object, a run's result")
-    document = Document(content, str(path))
-    if "load_summary" in content:
-        return [inference_perf(document, path)]
-    if "mean_ttft_ms" in content or "input_lens" in content:
-        return [vllm_bench(document)]
+    keys = content.keys() if isinstance(content, dict) else set()
+    if "load_summary" in keys:
+        return [inference_perf(Document(content, str(path)), path)]
+    if "request_throughput" in keys:
+        return [vllm_bench(Document(content, str(path)))]
     raise ValueError(
-        f"{path} is neither a result of vllm bench serve (mean_ttft_ms) nor a stage of"
+        f"{path} is neither a result of vllm bench serve (request_throughput) nor a stage of"
         " inference-perf (load_summary)"
     )
 
@@ -110,9 +105,7 @@ def vllm_bench(document: Document) -> EngineRow:
     return EngineRow(document.place, load, trace, measured)
 
 
-def _detailed(
-    document: Document, rate: float, burstiness: float, concurrency: int | None
-) -> Trace:
+def _detailed(document: Document, rate: float, burstiness: float, concurrency: int | None) -> Trace:
     inputs, outputs = (np.array(document.numbers(name)) for name in ("input_lens", "output_lens"))
     if len(inputs) != len(outputs):
         raise ValueError(
@@ -183,10 +176,9 @@ def client_settings(path: Path) -> dict[str, int]:
     """
     if not path.is_file():
         return {}
-    leaves = dict(
-        (part.strip() for part in line.partition(":")[::2])
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-    )
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    pairs = (line.partition(":") for line in lines)
+    leaves = {key.strip(): value.strip() for key, _, value in pairs}
     wanted = ["num_workers", "worker_max_concurrency"]
     if leaves.get("ignore_eos") == "true":
         wanted.append("output_len")
