@@ -47,7 +47,10 @@ def names_a_load(line: str) -> bool:
 
 def read_csv(path: Path, text: str) -> list[EngineRow]:
     """Return the runs of a table; ValueError with line and column where it is wrong."""
-    lines = list(csv.reader(text.splitlines()))
+    try:
+        lines = list(csv.reader(text.splitlines()))
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV: {error}") from None
     if not lines or not any(cell.strip() for cell in lines[0]):
         raise ValueError(f"{path} is empty; its first line names the columns")
     header = [cell.strip().casefold() for cell in lines[0]]

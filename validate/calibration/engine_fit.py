@@ -41,7 +41,8 @@ KEPT_UP = 0.95  # of the rate asked for: above it, the engine was not what limit
 SHORT = 1000  # requests that a fit simulates of a run that keeps up: more change no median
 NOISE = 0.03  # errors beyond it count linearly: latencies of equal runs repeat within about 3 %
 COARSE = 80  # predictions of all rows that each coarse search makes under load
-STRIDE = 0.25  # of the logarithms of parameters, with which it begins, up and then down
+TURNS = 6  # searches, each from where the one before ended, while they gain
+STRIDE = 0.25  # of the logarithms of parameters, with which they begin, up and down in turn
 PRIOR = 0.02  # the first guesses weigh as rows that are off by so much for each factor of e
 STEP = 0.03  # of the finite differences: a trace's median jumps by some tenths of a percent
 
@@ -193,16 +194,23 @@ def _coarse(
         away = PRIOR * (at - first)
         return float(np.sum(np.sqrt(1.0 + (np.concatenate([left, away]) / NOISE) ** 2) - 1.0))
 
-    at = first
-    for stride in (STRIDE, -STRIDE):
-        simplex = np.vstack([at, at + stride * np.eye(len(names))])
+    at, least = first, loss(first)
+    for turn in range(TURNS):
+        stride = STRIDE if turn % 2 == 0 else -STRIDE
         found = minimize(
             loss,
             at,
             method="Nelder-Mead",
-            options={"initial_simplex": simplex, "maxfev": COARSE, "xatol": STEP, "fatol": STEP},
+            options={
+                "initial_simplex": np.vstack([at, at + stride * np.eye(len(names))]),
+                "maxfev": COARSE,
+                "xatol": STEP,
+                "fatol": STEP,
+            },
         )
-        at = np.asarray(found.x, dtype=float)
+        at, before, least = np.asarray(found.x, dtype=float), least, float(found.fun)
+        if before - least < STEP:
+            break
     return values(at)
 
 

@@ -22,7 +22,7 @@ from splitwiser.validate.calibration.engine_fit import (
 from splitwiser.validate.calibration.engine_table import is_engine_table, read_engine_tables
 from splitwiser.validate.calibration.fitting import Fit
 from splitwiser.validate.calibration.kernel_fit import fit_kernels
-from splitwiser.validate.calibration.kernel_table import read_kernels
+from splitwiser.validate.calibration.kernel_readers import read_kernels
 
 HOST = ("step_overhead", "request_overhead", "sequence_overhead")
 ALONE = (
