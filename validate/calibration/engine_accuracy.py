@@ -138,11 +138,12 @@ def rtx_pro_6000(path: Path, profile: Profile | None = None) -> EngineAccuracy:
     return EngineAccuracy(
         "vLLM 0.19, Llama-3.1-8B on RTX PRO 6000",
         f"kernels from their profile; step_overhead fitted to the TPOT of the first"
-        f" {LIGHT_REQUESTS} of {len(log.trace)} requests, the others judged; without host time: no"
-        " fit, all judged",
+        f" {LIGHT_REQUESTS} of {len(log.trace)} requests, the others judged, and the TTFT of these;"
+        " without host time: no fit, all judged",
         {"step_overhead": host.profile.value("step_overhead")},
         (
             *_compare("later requests", log, fitted, rest),
+            *_compare("first requests", log, fitted, light, ("ttft",)),
             *_compare("all requests, no host time", log, bare, whole),
         ),
     )
@@ -155,10 +156,14 @@ def served(log: RequestLog, engine: Engine, profile: Profile) -> RequestLog:
 
 
 def _compare(
-    case: str, measured: RequestLog, predicted: RequestLog, part: slice
+    case: str,
+    measured: RequestLog,
+    predicted: RequestLog,
+    part: slice,
+    latencies: Sequence[str] = ("ttft", "tpot", "e2el"),
 ) -> list[AccuracyRow]:
     rows = []
-    for name in ("ttft", "tpot", "e2el"):
+    for name in latencies:
         real, ours = (getattr(log, name)[part] for log in (measured, predicted))
         for statistic in STATISTICS:
             values = [_statistic(statistic, sample) for sample in (real, ours)]
