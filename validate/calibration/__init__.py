@@ -1,1 +1,1 @@
-"""Calibration: from measurements of a GPU, or of an engine on it, to a profile and its report."""
+"""Calibration: measured kernel times, and the profiles that are fitted to them."""

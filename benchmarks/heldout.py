@@ -1,0 +1,180 @@
+"""Measure what no calibration sees: other models, other sizes, other splits, drawn at random.
+
+    python benchmarks/heldout.py --device cuda:0 --out benchmarks/h200/heldout.jsonl [--seed 0]
+
+Phases alone of three models that the calibration never measured, and of Llama-3.1-8B between its
+sizes; random pairs, triples and quadruples under every regime, at prompt lengths and SM splits that
+the calibration does not have; and some of the pairs three times, for the noise of a repetition.
+Interrupted, the same command goes on. `accuracy.py` judges the H200 profile by the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from splitwiser.validate.calibration.measure import measure
+from splitwiser.validate.calibration.plans import LARGE, SMALL, alone, decode, prefill
+from splitwiser.validate.calibration.points import Lane, Load, Plan, Point, Stage
+from splitwiser.validate.calibration.room import fitting
+from splitwiser.validate.runtime.device import device_named, provenance
+
+UNSEEN = ("facebook/opt-1.3b", "meta-llama/Llama-3.2-3B", "Qwen/Qwen2.5-7B")
+MOST_KV = {"facebook/opt-1.3b": 110_000}  # tokens, where a token takes much
+MEASURED = (64, 128, 256, 512, 1024, 2048, 4096, 8192)  # prompt lengths of the calibration
+PREFILLS = (None, 85.0, 65.0, 40.0, 30.0)
+DECODES = (None, 85.0, 60.0, 35.0, 20.0)
+GREEN = (18.0, 37.0, 62.0, 82.0)
+REPEATED, REPEATS = 4, 3
+
+
+def plan(seed: int, memory: float) -> Plan:
+    """The whole plan; equal for equal seeds."""
+    generator = np.random.default_rng(seed)
+    stages = [*_unseen(), _turns(generator), _mps(generator), _together(generator, "streams")]
+    stages += [_together(generator, "green_contexts"), _other_model(generator)]
+    return Plan(
+        "heldout", "bfloat16", (), tuple(part for s in stages for part in fitting(s, memory))
+    )
+
+
+def _unseen() -> Iterator[Stage]:
+    """Each model alone on the device."""
+    for llm in UNSEEN:
+        longest = 2000 if "opt" in llm else 6000
+        most = MOST_KV.get(llm, 300_000)
+        steps = [(1, 512), (8, 1900), (24, 700), (48, 1500), (96, 900), (160, 600), (224, 1300)]
+        points = [
+            *alone(0, [prefill(llm, n) for n in (96, 300, 700, 1500, 3000, 6000) if n <= longest]),
+            *alone(1, [decode(llm, b, c) for b, c in steps if b * c <= most]),
+            *alone(1, [decode(llm, 12, 700, eager=True)]),
+        ]
+        yield Stage("time_slice", (Lane("prefill"), Lane("decode")), tuple(points))
+
+
+def _sizes(generator: np.random.Generator) -> tuple[int, int, int]:
+    """A prompt length that the calibration does not have, a batch and a context."""
+    while True:
+        tokens = int(np.exp(generator.uniform(np.log(96), np.log(6000))))
+        batch = int(np.exp(generator.uniform(np.log(1), np.log(160))))
+        context = int(np.exp(generator.uniform(np.log(300), np.log(5000))))
+        if tokens not in MEASURED and batch * context <= 350_000:
+            return tokens, batch, context
+
+
+def _pair(generator: np.random.Generator, first: int, second: int, llm: str = LARGE) -> Point:
+    tokens, batch, context = _sizes(generator)
+    return Point(((first, prefill(llm, tokens)), (second, decode(llm, batch, context))))
+
+
+def _repeated(points: Sequence[Point]) -> Iterator[Point]:
+    """The first few once more, and again."""
+    for repeat in range(1, REPEATS):
+        for point in points[:REPEATED]:
+            yield replace(point, repeat=repeat)
+
+
+def _turns(generator: np.random.Generator) -> Stage:
+    lanes = (Lane("prefill"), Lane("decode"), Lane("decode"), Lane("prefill"))
+    between = [(2, 600), (8, 3000), (24, 1500), (48, 700), (96, 1200), (200, 800), (100, 3000)]
+    some = [_pair(generator, 0, 1) for _ in range(44)]
+    points = [
+        *alone(0, [prefill(LARGE, n) for n in (96, 200, 384, 700, 1000, 1500, 3000, 6000)]),
+        *alone(0, [Load(LARGE, 1, 300, 0, 40, 900), prefill(LARGE, 400, 3)]),
+        *alone(1, [decode(LARGE, b, c) for b, c in between]),
+        *some,
+        *_crowds(generator, (0, 3), (1, 2), 6),
+        *_repeated(some),
+    ]
+    return Stage("time_slice", lanes, tuple(points))
+
+
+def _crowds(
+    generator: np.random.Generator, prefills: Sequence[int], decodes: Sequence[int], count: int
+) -> Iterator[Point]:
+    """Triples and quadruples in turn; now and then one that waits for its host."""
+    for number in range(count):
+        loads: list[tuple[int, Load]] = []
+        for place in (prefills[0], decodes[0], decodes[1], *prefills[1 : 1 + number % 2]):
+            tokens, batch, context = _sizes(generator)
+            small = decode(SMALL, 1 + batch % 48, 300 + context % 1200, eager=True)
+            if place in prefills:
+                loads.append((place, prefill(LARGE, tokens)))
+            else:
+                loads.append((place, small if number % 4 == 3 else decode(LARGE, batch, context)))
+        yield Point(tuple(loads))
+
+
+def _mps(generator: np.random.Generator) -> Stage:
+    lanes = (
+        *(Lane("prefill", share) for share in PREFILLS),
+        *(Lane("decode", share) for share in DECODES),
+        Lane("prefill"),
+        Lane("decode"),
+    )
+    free = [_pair(generator, 0, 5) for _ in range(44)]
+    limited = [
+        _pair(generator, int(generator.integers(0, 5)), int(generator.integers(5, 10)))
+        for _ in range(76)
+    ]
+    limited = [point for point in limited if {place for place, _ in point.loads} != {0, 5}]
+    points = [
+        *free,
+        *limited,
+        *_crowds(generator, (0, 10), (5, 11), 4),
+        *_crowds(generator, (2, 3), (8, 9), 4),
+        *_repeated(free),
+        *_repeated(limited),
+    ]
+    return Stage("mps", lanes, tuple(points))
+
+
+def _together(generator: np.random.Generator, sharing: str) -> Stage:
+    """Threads of one process."""
+    if sharing == "streams":
+        some = [_pair(generator, 0, 1) for _ in range(44)]
+        lanes: tuple[Lane, ...] = (Lane("prefill"), Lane("decode"))
+        return Stage(sharing, lanes, (*some, *_repeated(some)))
+    lanes = tuple(
+        lane
+        for group, share in enumerate(GREEN)
+        for lane in (Lane("prefill", 100 - share, group), Lane("decode", share, group))
+    )
+    groups = generator.integers(0, len(GREEN), 44)
+    some = [_pair(generator, 2 * int(group), 2 * int(group) + 1) for group in groups]
+    return Stage(sharing, lanes, (*some, *_repeated(some)))
+
+
+def _other_model(generator: np.random.Generator) -> Stage:
+    """Pairs of a model that was never measured beside anything."""
+    lanes = (Lane("prefill"), Lane("decode"), Lane("prefill", 70.0), Lane("decode", 30.0))
+    llm = UNSEEN[1]
+    some = [_pair(generator, 2 * (i % 2), 2 * (i % 2) + 1, llm) for i in range(20)]
+    return Stage("mps", lanes, tuple(some))
+
+
+def main() -> int:
+    """Measure, and return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--out", type=Path, required=True, help="the file of raw measurements")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    device = device_named(options.device)
+    memory = float(provenance(device).get("memory_bytes") or 0.0)
+    seconds = measure(plan(options.seed, memory), device, options.out, progress=_progress)
+    print(f"measured in {seconds:.0f} s: {options.out}", file=sys.stderr)
+    return 0
+
+
+def _progress(done: int, total: int, what: str) -> None:
+    print(f"{done}/{total} {what}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

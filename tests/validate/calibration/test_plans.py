@@ -1,0 +1,81 @@
+"""What is measured: the calibration's plan, and the rows that it never sees."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from splitwiser.models.gpu import Gpu, gpus
+from splitwiser.validate.calibration.plans import cpu_plan, gpu_plan
+from splitwiser.validate.calibration.points import Plan, Stage, kernel_key, point_key
+
+H200_BYTES = 150e9
+
+
+def heldout() -> ModuleType:
+    """The benchmark that measures the rows."""
+    path = Path(__file__).resolve().parents[3] / "benchmarks" / "heldout.py"
+    spec = importlib.util.spec_from_file_location("heldout", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def keys(plan: Plan) -> list[str]:
+    """The name of every measurement."""
+    points = [point_key(stage, point) for stage in plan.stages for point in stage.points]
+    return [*map(kernel_key, plan.kernels), *points]
+
+
+@pytest.mark.parametrize("plan", [gpu_plan(H200_BYTES), cpu_plan(), heldout().plan(0, H200_BYTES)])
+def test_every_measurement_has_a_name_of_its_own(plan: Plan) -> None:
+    """No two measurements of a plan share a name, so that none takes another's place."""
+    assert len(set(keys(plan))) == len(plan) == len(keys(plan))
+
+
+@pytest.mark.parametrize("sheet", [g for g in gpus() if g.name != "cpu"], ids=lambda g: g.name)
+def test_every_gpu_has_a_plan(sheet: Gpu) -> None:
+    """Every GPU with a data sheet can be calibrated: phases alone, and pairs in each regime."""
+    plan = gpu_plan(sheet.memory)
+    assert {stage.sharing for stage in plan.stages} == {
+        "time_slice",
+        "mps",
+        "streams",
+        "green_contexts",
+    }
+    sizes: dict[str, set[int]] = {}
+    for stage in plan.stages:
+        sizes.setdefault(stage.sharing, set()).update(len(point.loads) for point in stage.points)
+    assert all({1, 2} <= lanes for lanes in sizes.values())
+
+
+def loads(plan: Plan) -> Iterator[tuple[Stage, float | None, int, int]]:
+    """Stage, limit, prompt length and number of lanes of every load."""
+    for stage in plan.stages:
+        for point in stage.points:
+            for place, load in point.loads:
+                yield stage, stage.lanes[place].sm_percent, load.tokens, len(point.loads)
+
+
+def test_no_pair_of_the_held_out_rows_has_a_prompt_length_or_split_of_the_calibration() -> None:
+    """Rows that judge were never seen: neither their prompt lengths beside others, nor their splits."""
+    seen, judged = gpu_plan(H200_BYTES), heldout().plan(0, H200_BYTES)
+    fitted = {tokens for _, _, tokens, lanes in loads(seen) if lanes > 1 and tokens}
+    fitted_shares = {(stage.sharing, share) for stage, share, _, _ in loads(seen) if share}
+    tokens = {tokens for _, _, tokens, lanes in loads(judged) if lanes > 1 and tokens}
+    shares = {(stage.sharing, share) for stage, share, _, _ in loads(judged) if share}
+    assert not tokens & fitted
+    assert not shares & fitted_shares
+    pairs = {
+        point_key(stage, point)
+        for stage in judged.stages
+        for point in stage.points
+        if len(point.loads) == 2 and point.repeat == 0
+    }
+    assert len(pairs) >= 240

@@ -1,0 +1,140 @@
+"""Measured rates of steps, alone and beside each other, and a profile's predictions of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from splitwiser.models.catalogue import llm as llm_named
+from splitwiser.models.cost import CostModel, Demand
+from splitwiser.models.gpu import Gpu
+from splitwiser.models.profile import Profile
+from splitwiser.models.sharing import sharing_for
+from splitwiser.models.work import prompt_pairs
+from splitwiser.validate.calibration.points import Load
+
+LOAD_FIELDS = tuple(field.name for field in fields(Load))
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """Lanes that ran at the same time: what each repeated, its share of the SMs, steps per second.
+
+    Shares are fractions of the SMs as the device granted them, 1.0 where there was no limit.
+    *repeat* tells repetitions of one measurement apart, *clock* is the mean SM clock in Hz (None:
+    not told).
+    """
+
+    sharing: str
+    loads: tuple[Load, ...]
+    shares: tuple[float, ...]
+    rates: tuple[float, ...]
+    repeat: int = 0
+    clock: float | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether one lane had the device to itself."""
+        return len(self.loads) == 1
+
+    @property
+    def regime(self) -> str:
+        """The sharing regime as tables name it: limits under MPS are a regime of their own."""
+        limited = self.sharing == "mps" and min(self.shares) < 1.0
+        return "mps, limited" if limited else self.sharing
+
+    @property
+    def title(self) -> str:
+        """What ran, such as "P 2048 (74%) + D 16x1024 (24%)"."""
+        parts = []
+        for load, share in zip(self.loads, self.shares, strict=True):
+            parts.append(load.title + (f" ({share:.0%})" if share < 1.0 else ""))
+        return " + ".join(parts)
+
+
+def rows_of(records: Iterable[Mapping[str, Any]], sms: int) -> list[StepRow]:
+    """The steps among a raw file's measurements, those that failed left out; *sms* of the device."""
+    rows = []
+    for record in records:
+        if "lanes" not in record or "error" in record:
+            continue
+        lanes = record["lanes"]
+        clock = record.get("sm_clock_mhz")
+        rows.append(
+            StepRow(
+                record["sharing"],
+                tuple(Load(**{name: lane[name] for name in LOAD_FIELDS}) for lane in lanes),
+                tuple(_share(lane, sms) for lane in lanes),
+                tuple(record["rates"]),
+                record["repeat"],
+                clock and clock * 1e6,
+            )
+        )
+    return rows
+
+
+def _share(lane: Mapping[str, Any], sms: int) -> float:
+    if lane["sm_percent"] is None:
+        return 1.0
+    return min(1.0, lane["sms"] / sms if lane["sms"] else lane["sm_percent"] / 100)
+
+
+class Predictor:
+    """The rates that a profile predicts for rows; its cost models are made once for each share.
+
+    The loops have no engine around them, so that nothing comes between two steps.
+    """
+
+    def __init__(self, gpu: Gpu, profile: Profile) -> None:
+        self._gpu = gpu
+        self._profile = profile.with_values(step_overhead=0.0)
+        self._cost = cache(self._make_cost)
+
+    def _make_cost(self, name: str, share: float, eager: bool, grids: bool) -> CostModel:
+        return CostModel(
+            llm_named(name),
+            self._gpu,
+            self._profile,
+            sm_share=share,
+            eager=eager,
+            whole_device_grids=grids,
+        )
+
+    def demand(self, load: Load, share: float, sharing: str) -> Demand:
+        """What a step of *load* asks of its share of the device."""
+        grids = sharing == "green_contexts" and share < 1.0
+        cost = self._cost(load.llm, share, load.eager, grids)
+        if not load.prompts:
+            return cost.decode(load.batch).demand(load.batch * load.context)
+        pairs, read = prompt_pairs(load.tokens, load.cached, cost.llm.sliding_window)
+        step = cost.step(
+            load.prompts * load.tokens + load.batch,
+            load.prompts + load.batch,
+            load.prompts * pairs,
+            load.prompts * read,
+            load.batch,
+        )
+        return step.demand(load.batch * load.context)
+
+    def demands(self, row: StepRow) -> list[Demand]:
+        """What each lane of *row* asks."""
+        return [
+            self.demand(load, share, row.sharing)
+            for load, share in zip(row.loads, row.shares, strict=True)
+        ]
+
+    def rates(self, row: StepRow) -> list[float]:
+        """Steps per second of each lane of *row*."""
+        demands = self.demands(row)
+        shared: Sequence[float] = sharing_for(row.sharing, self._profile).rates(demands)
+        return [rate / each.seconds for rate, each in zip(shared, demands, strict=True)]
+
+
+def read_steps(path: Path, sms: int) -> list[StepRow]:
+    """The steps of a raw file."""
+    from splitwiser.validate.calibration.raw import read_raw
+
+    return rows_of(read_raw(path)[1].values(), sms)
