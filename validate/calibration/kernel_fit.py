@@ -95,7 +95,9 @@ def _fit_gemm(table: KernelTable, gpu: Gpu, profile: Profile) -> Profile:
             np.log(predict_gemm(KernelModel(gpu, trial, table.dtype), some)) - measured
         )
 
-    profile = _solve(profile, GEMM, errors, "GEMMs")
+    # What shares of the SMs said of power stands, unless the waves of whole-device grids know better.
+    first = {**GEMM, "compute_knee": profile.value("compute_knee")}
+    profile = _solve(profile, first, errors, "GEMMs")
     left = frame.assign(
         factor=frame["seconds"] / predict_gemm(KernelModel(gpu, profile, table.dtype), frame)
     )
