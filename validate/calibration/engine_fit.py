@@ -43,7 +43,7 @@ NOISE = 0.03  # errors beyond it count linearly: latencies of equal runs repeat 
 COARSE = 80  # predictions of all rows that each coarse search makes under load
 TURNS = 6  # searches, each from where the one before ended, while they gain
 STRIDE = 0.25  # of the logarithms of parameters, with which they begin, up and down in turn
-PRIOR = 0.02  # the first guesses weigh as rows that are off by so much for each factor of e
+PRIOR = 0.05  # the first guesses weigh as rows that are off by so much for each factor of e
 STEP = 0.03  # of the finite differences: a trace's median jumps by some tenths of a percent
 
 
@@ -163,7 +163,13 @@ def fit_engine(
         steady = engine_observations([row for row in rows if _kept_up(row)], engine)
         enough = len(steady) > len(guesses)
         guesses = _coarse(start, guesses, steady if enough else observations)
-    return fit(start, guesses, observations, noise=NOISE, step=STEP, title=title)
+    found = fit(start, guesses, observations, noise=NOISE, step=STEP, title=title)
+    undecided = {p.name: start.value(p.name) for p in found.parameters if p.kept}
+    if all(guesses[name] == value for name, value in undecided.items()):
+        return found
+    # What the rows leave open is the start profile's, and not a guess of the coarse search.
+    again = {**{p.name: p.value for p in found.parameters}, **undecided}
+    return fit(start, again, observations, noise=NOISE, step=STEP, title=title)
 
 
 def _coarse(
