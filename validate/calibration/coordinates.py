@@ -34,9 +34,7 @@ class Search:
     step: float
 
     @classmethod
-    def of(
-        cls, start: Mapping[str, float], meanings: Mapping[str, Meaning], step: float
-    ) -> Search:
+    def of(cls, start: Mapping[str, float], meanings: Mapping[str, Meaning], step: float) -> Search:
         """Return the coordinates of the parameters *start*, within the bounds of *meanings*."""
         scale = [
             np.nan if meanings[name].lower > 0.0 else value or 1e-3 * meanings[name].upper

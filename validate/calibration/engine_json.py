@@ -75,8 +75,9 @@ def read_json(path: Path, text: str) -> list[EngineRow]:
 def vllm_bench(document: Document) -> EngineRow:
     """A result of `vllm bench serve`: its medians and its throughput.
 
-    With `--save-detailed` the requests' own lengths are sent, at their `start_times` if the file
-    has them; else requests of the mean lengths.
+    With `--save-detailed` the requests' own lengths are sent, in the order of their `start_times`
+    if the file has them, and at these unless they waited for a client; else requests of the mean
+    lengths.
     """
     closed = document.has("max_concurrency")
     concurrency = int(document.number("max_concurrency")) if closed else None
@@ -114,17 +115,17 @@ def _detailed(document: Document, rate: float, burstiness: float, concurrency: i
     done = (inputs > 0) & (outputs > 0)  # a failed request has no output
     if not done.any():
         raise ValueError(f"{document.place}: output_lens has no request that was served")
+    starts = gamma(len(inputs), rate, burstiness, seed=0)
     if document.has("start_times"):
         starts = np.array(document.numbers("start_times"))
         if len(starts) != len(inputs):
             raise ValueError(
                 f"{document.place}: {len(inputs)} input_lens and {len(starts)} start_times"
             )
-        concurrency = None  # the times are those at which the client's limit let them go
-    else:
-        starts = gamma(len(inputs), rate, burstiness, seed=0)
     order = np.argsort(starts[done], kind="stable")
     arrival = starts[done][order]
+    if concurrency is not None and rate == inf:  # each went when another had come back
+        arrival = np.zeros(len(arrival))
     return Trace(
         arrival - arrival[0],
         inputs[done][order].astype(np.int64),

@@ -10,7 +10,7 @@ import numpy as np
 
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.llm import Llm
-from splitwiser.models.profile import sheet_profile
+from splitwiser.models.profile import profile_for, sheet_profile
 from splitwiser.sim.deployment import Deployment, chunked
 from splitwiser.validate.calibration.calibration import Calibration
 from splitwiser.validate.calibration.engine_fit import (
@@ -26,13 +26,13 @@ from splitwiser.validate.calibration.kernel_readers import read_kernels
 
 HOST = ("step_overhead", "request_overhead", "sequence_overhead")
 ALONE = (
-    "no table here has phases that share the GPU: the sharing parameters are those of the data"
-    " sheet's profile"
+    "no table here has phases that share the GPU: the sharing parameters are those of other"
+    " measurements"
 )
 HOST_ASSUMED = "kernel times say nothing of the host: its time between steps is assumed"
 UNTOLD = (
-    "an engine's time per token is the sum of the weights' traffic and the host's time: the first is"
-    " the data sheet's"
+    "an engine's time per token is the sum of the weights' traffic and the host's time:"
+    " memory_efficiency is not told from step_overhead"
 )
 SINGLE = "one request at a time tells nothing of batches: sequence_overhead is assumed"
 DEPLOYED = "the engine's own settings decide its latencies: they were taken as {}"
@@ -45,15 +45,20 @@ def calibrate_tables(
     name: str,
     deployment: Deployment | None = None,
 ) -> Calibration:
-    """Fit the data sheet's profile of *gpu* to *tables* of *llm*, and call it *name*.
+    """Fit a profile of *gpu* to *tables* of *llm*, and call it *name*.
 
-    Kernel times decide the kernels. Runs of an engine under *deployment* (None: `chunked`, vLLM's)
-    decide the rest, or what they can tell of everything where there are no kernel times. Raises
+    Kernel times decide the kernels, from the data sheet on. Runs of an engine under *deployment*
+    (None: `chunked`, vLLM's) decide the host's part; where neither *tables* nor the built-in
+    profile have kernel times, they also decide what they can tell of the kernels. Raises
     ValueError or FileNotFoundError in one line for a table that cannot be used.
     """
+    for table in tables:
+        if not Path(table).exists():
+            raise FileNotFoundError(f"no table at {table}")
     runs = [Path(table) for table in tables if is_engine_table(Path(table))]
     kernels = [Path(table) for table in tables if Path(table) not in runs]
-    profile, notes = sheet_profile(gpu.name), [ALONE]
+    profile = sheet_profile(gpu.name) if kernels else profile_for(gpu.name)
+    notes = [ALONE, f"what no row decides is that of the profile {profile.name}"]
     residuals: dict[str, float] = {}
     if kernels:
         found = fit_kernels(read_kernels(*kernels, llm=llm), gpu, profile)
@@ -68,11 +73,11 @@ def calibrate_tables(
         engine = Engine(deployment or chunked(), llm, gpu)
         profile = replace(profile, graphed_prefill=engine.replays_prompts)
         rows = read_engine_tables(runs)
-        if not kernels:
+        if not profile.corrections:
             notes.append(UNTOLD)
         if served_alone(rows):
             notes.append(SINGLE)
-        fit = fit_engine(rows, engine, profile, HOST if kernels else None)
+        fit = fit_engine(rows, engine, profile, HOST if profile.corrections else None)
         fits = (fit,)
         notes.append(DEPLOYED.format(_settings(engine.deployment)))
         profile = engine_profile(fit, engine, name, {}, residuals)

@@ -137,6 +137,12 @@ def test_tables_become_a_profile_that_says_what_it_cannot_know(tmp_path: Path) -
     assert done.errors["mean_tpot"].mape < 0.01
 
 
+def test_a_table_that_is_missing_is_named(tmp_path: Path) -> None:
+    """Whatever kind of table it would have been."""
+    with pytest.raises(FileNotFoundError, match=r"no table at .*none\.csv"):
+        calibrate_tables([tmp_path / "none.csv"], SINGLE.llm, SINGLE.gpu, "x")
+
+
 def test_a_profile_keeps_the_errors_of_its_fit() -> None:
     """Residuals are the mean absolute errors by quantity, after those of earlier fits."""
     start = sheet_profile("a10")

@@ -60,7 +60,9 @@ def saved(folder: Path, name: str, content: str | dict[str, Any]) -> Path:
 
 def test_a_csv_says_what_was_sent_and_what_came_out(tmp_path: Path) -> None:
     """Aliases, units and statistics are those of the columns' names; blank cells were not measured."""
-    text = "isl,osl,concurrency,median_ttft_ms,tpot_us,note\n128,16,1,40,9000,x\n512,32,4,,12000,y\n"
+    text = (
+        "isl,osl,concurrency,median_ttft_ms,tpot_us,note\n128,16,1,40,9000,x\n512,32,4,,12000,y\n"
+    )
     one, four = read_engine_table(saved(tmp_path, "t.csv", text))
     assert one.measured == {"median_ttft": 0.04, "mean_tpot": pytest.approx(0.009)}
     assert (len(one.trace), one.trace.prompt_tokens[0], one.trace.output_tokens[0]) == (1, 128, 16)
@@ -111,7 +113,9 @@ def test_equal_runs_may_not_differ_twofold(tmp_path: Path) -> None:
     near = saved(tmp_path, "b.csv", "isl,osl,ttft_s\n64,8,0.19\n")
     far = saved(tmp_path, "c.csv", "isl,osl,ttft_s\n64,8,0.21\n")
     assert len(read_engine_tables([first, near])) == 2
-    with pytest.raises(ValueError, match=r"c\.csv, line 2: mean_ttft .* 0\.21, but 0\.1 at .*a\.csv"):
+    with pytest.raises(
+        ValueError, match=r"c\.csv, line 2: mean_ttft .* 0\.21, but 0\.1 at .*a\.csv"
+    ):
         read_engine_tables([first, far])
 
 
@@ -131,6 +135,7 @@ def test_a_summary_of_vllm_bench_is_a_closed_loop_of_mean_lengths(tmp_path: Path
 def test_a_detailed_result_sends_its_own_requests_at_their_own_times(tmp_path: Path) -> None:
     """Requests that failed are left out, and times count from the first one."""
     detailed = BENCH | {
+        "max_concurrency": None,
         "input_lens": [10, 20, 30],
         "output_lens": [5, 0, 7],
         "start_times": [107.0, 100.5, 100.0],
@@ -140,6 +145,10 @@ def test_a_detailed_result_sends_its_own_requests_at_their_own_times(tmp_path: P
     assert row.trace.prompt_tokens.tolist() == [30, 10]
     assert row.trace.output_tokens.tolist() == [7, 5]
     assert row.trace.max_concurrency is None
+    (closed,) = read_engine_table(saved(tmp_path, "r.json", detailed | {"max_concurrency": 2}))
+    assert closed.trace.arrival.tolist() == [0.0, 0.0]
+    assert closed.trace.max_concurrency == 2
+    assert closed.trace.prompt_tokens.tolist() == [30, 10]
 
 
 def test_a_stage_takes_its_time_per_token_from_whole_latencies(tmp_path: Path) -> None:
