@@ -35,7 +35,7 @@ from paper_runs import (
     token_seconds,
 )
 
-from splitwiser.models.profile import Profile, profile_for
+from splitwiser.models.profile import Profile, sheet_profile
 
 LOGS = (
     Path(__file__).resolve().parents[2] / "shared/data/measured/splitwiser_a10_llama2_7b_vllm.csv"
@@ -220,7 +220,7 @@ def counters(profile: Profile) -> Iterator[Row]:
 
 def everything(stacks: Stacks, file: Path) -> list[Row]:
     """All rows of the table, in the order of the figures; the logs last."""
-    sheet = profile_for(A10)
+    sheet = sheet_profile(A10)
     rows = [
         *counters(sheet),
         *llama_batches(sheet),
@@ -234,10 +234,10 @@ def everything(stacks: Stacks, file: Path) -> list[Row]:
 
 def conditions(stacks: Stacks, seconds: float) -> dict[str, str]:
     """What the table rests on."""
-    sheet, hf = profile_for(A10), stacks.generate_a10.value
+    sheet, hf = sheet_profile(A10), stacks.generate_a10.value
     return {
         "hardware": "simulated A10 and A100 (the paper does not say which; 40 GB taken)",
-        "profiles": f"{sheet.name}, {profile_for(A100).name}, with the parameters below",
+        "profiles": f"{sheet.name}, {sheet_profile(A100).name}, with the parameters below",
         "not fitted": f"quantum {hf('quantum'):.3g} s, wait_memory {hf('wait_memory'):.3g}, wait_compute "
         f"{hf('wait_compute'):.3g} (HF under MPS), switch on the A100 "
         f"{stacks.generate_a100.value('switch'):.3g} s: as the data-sheet profiles have them",

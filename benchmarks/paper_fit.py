@@ -25,7 +25,7 @@ from paper_runs import (
     generate,
 )
 
-from splitwiser.models.profile import Profile, profile_for
+from splitwiser.models.profile import Profile, sheet_profile
 
 A100, A10 = "a100-40gb", "a10"  # the paper does not say which A100
 FIT_PROCESSES = 2  # of Figure 8: more processes are for the simulator to foresee
@@ -97,7 +97,7 @@ def fit_engine() -> Profile:
     """
     from scipy.optimize import minimize_scalar
 
-    profile = profile_for(A10)
+    profile = sheet_profile(A10)
     for column, line in enumerate(LINES):
         trial = partial(_trial_error, profile, column)
         best = minimize_scalar(trial, bounds=(log(line.lower), log(line.upper)))
@@ -122,7 +122,7 @@ def fit_generate(switch: float) -> tuple[Profile, Profile]:
     values = {"launch_host": 50e-6, "memory_efficiency": 0.05}
 
     def profile(gpu: str, **changes: float) -> Profile:
-        return profile_for(gpu).with_values(**{**values, **changes})
+        return sheet_profile(gpu).with_values(**{**values, **changes})
 
     for _ in range(3):
         values["memory_efficiency"] = solve(

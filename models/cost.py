@@ -132,6 +132,7 @@ class CostModel:
         self._peak, self._bandwidth = kernels.peak, kernels.bandwidth
         self._gap, self._launch = value("kernel_gap"), value("launch_host")
         self._overhead = value("step_overhead")
+        self._sequence_overhead = value("sequence_overhead")
         self._prompt_eager = eager or not profile.graphed_prefill
 
         self._c = c = coefficients(llm)
@@ -184,7 +185,7 @@ class CostModel:
             gpu + kernels * self._gap,
             slope,
             host,
-            self._overhead,
+            self._overhead + self._sequence_overhead * outputs,
             flops,
             c.attention_flops,
             moved,

@@ -52,7 +52,9 @@ PARAMETERS: Mapping[str, Meaning] = {
     "kernel_gap": Meaning("device time between two kernels", "s", 0.0, 1e-3),
     "launch_host": Meaning("host time to launch one kernel eagerly", "s", 0.0, 1e-2),
     "step_overhead": Meaning("GPU idle between two steps: scheduler, sampling", "s", 0.0, 1.0),
-    "generate_overhead": Meaning("the same for Hugging Face's generate", "s", 0.0, 1.0),
+    "sequence_overhead": Meaning("more of it for each sequence of a step", "s", 0.0, 1e-2),
+    "request_overhead": Meaning("from a request to its scheduler: HTTP, tokens", "s", 0.0, 10.0),
+    "generate_overhead": Meaning("step_overhead of Hugging Face's generate", "s", 0.0, 1.0),
     "compute_knee": Meaning("share of SMs at which power limits the GEMMs", "1", 0.01, 10.0),
     "compute_bend": Meaning("exponent of that saturation", "1", 1.0, 64.0),
     "bandwidth_knee": Meaning("share of SMs that saturates the DRAM", "1", 0.01, 10.0),
@@ -246,8 +248,12 @@ def profile_for(gpu_name: str) -> Profile:
     """
     name = gpu(gpu_name).name
     fitted = BUILT_IN / f"{name}.json"
-    if fitted.is_file():
-        return load_profile(fitted)
+    return load_profile(fitted) if fitted.is_file() else sheet_profile(name)
+
+
+def sheet_profile(gpu_name: str) -> Profile:
+    """Return the data-sheet defaults for a GPU: where a fit starts, whether or not one ships."""
+    name = gpu(gpu_name).name
     sheet = load_profile(BUILT_IN / "datasheet.json")
     parameters = {**sheet.parameters, **sheet.by_gpu.get(name, {})}
     return replace(sheet, name=f"{name}-datasheet", gpu=name, parameters=parameters, by_gpu={})

@@ -60,7 +60,11 @@ class Simulation:
         self._profile = profile
         self._physics = physics
         # Tokenising delays a request by its own time only, but in the paper's code.
-        self._frontend = 0.0 if deployment.start == "staggered" else deployment.tokenize_s
+        self._frontend = (
+            0.0
+            if deployment.start == "staggered"
+            else deployment.tokenize_s + profile.value("request_overhead")
+        )
         device: Device = (
             ExclusiveDevice(self.env, self.log)
             if deployment.processes == 1
@@ -73,7 +77,10 @@ class Simulation:
         self._block_copy = 2 * memory.block_bytes / gpu.bandwidth  # read here, written there
         self._copies = Link(self.env)
         self.source = Source(
-            self.env, (trace.arrival + self._frontend).tolist(), trace.max_concurrency
+            self.env,
+            (trace.arrival + self._frontend).tolist(),
+            trace.max_concurrency,
+            self._frontend,
         )
         self.world = World(
             env=self.env,
@@ -144,6 +151,8 @@ class Simulation:
             pool = self._pool(self._memory.blocks, hashed=group.scheduler != "static")
             queue = queues[index % len(queues)]
             worker = self._worker(ENGINES[group.scheduler], index, group, queue, pool)
+            if isinstance(worker, ChunkedWorker):
+                worker.ahead = self.deployment.async_scheduling
             queue.on_arrival.append(partial(self.world.device.break_at, worker.task))
 
     def _build_split(self) -> None:

@@ -58,6 +58,8 @@ class Deployment:
       "separate" (a pool per process; the blocks of a prompt are copied).
     - `gpu_memory_utilization`, `block_size`, `num_gpu_blocks` (per engine, or of a split's
       pools together, instead of what memory allows), `enforce_eager`: as in vLLM.
+    - `async_scheduling`: as in vLLM, for the scheduler "chunked": a step is planned while the one
+      before it runs, so that requests that come and places that come free wait a step longer.
     - `order`: who is admitted first, "fcfs" or "shortest_prompt". `preemption`: "recompute" or
       "swap".
     - `prefix_caching`: reuse prompt blocks where the trace carries their hashes.
@@ -78,6 +80,7 @@ class Deployment:
     block_size: int = 16
     num_gpu_blocks: int | None = None
     enforce_eager: bool = False
+    async_scheduling: bool = False
     order: str = "fcfs"
     preemption: str = "recompute"
     prefix_caching: bool = True
@@ -123,6 +126,8 @@ class Deployment:
                 raise ValueError(
                     f'workers.phase: there is a {phase} worker but no {other} worker; add one, or use "both"'
                 )
+        if self.async_scheduling:
+            self._check_async()
         if self.sharing == "exclusive" and self.processes > 1:
             raise ValueError(
                 f'sharing = "exclusive" is for one process, but there are {self.processes}; '
@@ -142,6 +147,15 @@ class Deployment:
                     f"workers.sm_percent: the parts sum to {sum(part or 0 for part in parts):g} %; "
                     "green contexts are disjoint, at most 100 %"
                 )
+
+    def _check_async(self) -> None:
+        if not all(g.phase == "both" and g.scheduler == "chunked" for g in self.workers):
+            raise ValueError('async_scheduling needs workers.scheduler = "chunked" everywhere')
+        if self.processes > 1 and self.routing == "shared_queue":
+            raise ValueError(
+                'async_scheduling needs routing = "round_robin" or "contiguous": an engine plans '
+                "ahead what is in a line of its own"
+            )
 
     @property
     def processes(self) -> int:

@@ -58,6 +58,7 @@ class DeploymentTable(_Table):
     block_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     num_gpu_blocks: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     enforce_eager: bool | None = None
+    async_scheduling: bool | None = None
     order: Annotated[str, _one_of(*keys.ORDERS)] | None = None
     preemption: Annotated[str, _one_of(*keys.PREEMPTION)] | None = None
     prefix_caching: bool | None = None

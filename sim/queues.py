@@ -102,12 +102,16 @@ class Source:
     """The traffic: issues the requests of a trace in order, at most `limit` in flight.
 
     As in vLLM's `--max-concurrency`, request j is issued when its arrival is past and fewer than
-    `limit` requests are in flight; its latency counts from then.
+    `limit` requests are in flight; its latency counts from then. `arrival` says when each reaches
+    the scheduler at the earliest, `frontend` seconds after it was issued.
     """
 
-    def __init__(self, env: Environment, arrival: list[float], limit: int | None) -> None:
+    def __init__(
+        self, env: Environment, arrival: list[float], limit: int | None, frontend: float = 0.0
+    ) -> None:
         self.env = env
         self.arrival = arrival
+        self._frontend = frontend
         self.queues: list[Queue] = []
         self.queue_of: Callable[[int], int] = lambda request: 0
         self.never: frozenset[int] = frozenset()  # requests too long for the context or the pool
@@ -128,7 +132,7 @@ class Source:
         while self.bound < len(self.arrival):
             issued = self.bound
             self.bound += 1
-            self.arrival[issued] = max(self.arrival[issued], now)
+            self.arrival[issued] = max(self.arrival[issued], now + self._frontend)
             self.queues[self.queue_of(issued)].announce()
             if issued not in self.never:
                 break

@@ -61,18 +61,25 @@ class Partial:
 class ChunkedWorker(Worker):
     """Chunked prefill (Sarathi, vLLM v1): a step decodes, and fills its budget with prompt chunks.
 
-    A prompt gets all its blocks when its first chunk is scheduled, as in Sarathi.
+    A prompt gets all its blocks when its first chunk is scheduled, as in Sarathi. A scheduler that
+    runs `ahead` plans a step when the one before it begins, as vLLM's `async_scheduling`: requests
+    that come and places that come free during a step count from the next but one.
     """
 
+    ahead = False
     partials: deque[Partial]
+    leaving: int  # sequences that ended too late for the next step's plan to have their places
 
     def run(self) -> Steps:
         env, queue, batch, pool = self.env, self.queue, self.batch, self.pool
         self.partials = deque()
-        now = env.now
+        self.leaving = 0
+        now = known = env.now
         while True:
-            if queue.next_at <= now:
-                queue.pull(now)
+            horizon = known if self.ahead else now
+            if queue.next_at <= horizon:
+                queue.pull(horizon)
+            known = now
             if self.swapped and (yield from self.swap_in()):
                 now = env.now
                 continue
@@ -85,19 +92,36 @@ class ChunkedWorker(Worker):
                 pool.free -= step
                 chunks = self._chunks()
                 if chunks:
+                    running = batch.size + len(self.partials)
                     now = yield self._start_mixed(chunks, now)
                     self._end_mixed(chunks, now)
+                    self.leaving = running - batch.size - len(self.partials) if self.ahead else 0
                     continue
                 pool.give(step)
             if not batch.size:
-                now = yield queue.wait()
+                if self.leaving:  # nothing runs: the next step is planned now
+                    self.leaving = 0
+                else:
+                    now = yield queue.wait()
+                known = now
                 continue
             if pool.free < batch.size:
                 yield from self.make_room()
                 now = env.now
             if batch.size:
+                running = batch.size
                 now = yield self.start_decode(now, self.next_decision())
                 self.end_decode(now)
+                self.leaving = running - batch.size if self.ahead else 0
+
+    def next_decision(self) -> float:
+        if not self.ahead:
+            return super().next_decision()
+        if self.made_room or (self.leaving and self.queue.waiting):
+            self.made_room = False
+            return self.env.now
+        # Every arrival ends the run, so that what has come before its last step is known by then.
+        return inf if self.batch.size >= self.max_seqs else self.queue.next_at
 
     def _chunks(self) -> list[tuple[Partial, int]]:
         """The next step's chunks: prompts begun first, then waiting ones while there is room."""
@@ -110,7 +134,8 @@ class ChunkedWorker(Worker):
             size = min(budget, partial.tokens - partial.done)
             chunks.append((partial, size))
             budget -= size
-        room = 0 if self.swapped else self.max_seqs - self.batch.size - len(self.partials)
+        running = self.batch.size + len(self.partials) + self.leaving
+        room = 0 if self.swapped else self.max_seqs - running
         while waiting and budget > 0 and room > 0:
             room -= 1
             request = waiting[0]

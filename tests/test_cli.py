@@ -604,3 +604,12 @@ def test_an_interrupted_simulation_keeps_what_it_has(
     assert "interrupted" in err
     assert 20 <= found["completed"] <= 30
     assert found["completed"] + found["running"] + found["waiting"] == 30
+
+
+def test_traffic_that_comes_at_once_can_be_saved(cli: Cli, tmp_path: Path) -> None:
+    """An infinite rate is written as vLLM writes it: JSON has no infinity."""
+    name = ("--save-result", "--result-filename", str(tmp_path / "r.json"))
+    at_once = [*SIMULATE]
+    at_once[at_once.index("--request-rate") + 1] = "inf"
+    assert cli(*at_once, *name)[0] == 0
+    assert json.loads((tmp_path / "r.json").read_text())["request_rate"] == "inf"

@@ -15,6 +15,7 @@ import pytest
 
 from splitwiser.cli import run
 from splitwiser.models.profile import PARAMETERS, load_profile, profile_for
+from splitwiser.sim.deployment import chunked, continuous
 from splitwiser.validate.calibration import picture as pictures
 from splitwiser.validate.calibration.calibration import Calibration
 from splitwiser.validate.calibration.fitting import fit
@@ -66,8 +67,10 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["during"]()
         return calibration()
 
-    def calibrate_tables(tables: Sequence[Path], llm: Any, gpu: Any, name: str) -> Calibration:
-        seen.update(tables=tables, llm=llm, gpu=gpu, name=name)
+    def calibrate_tables(
+        tables: Sequence[Path], llm: Any, gpu: Any, name: str, deployment: Any
+    ) -> Calibration:
+        seen.update(tables=tables, llm=llm, gpu=gpu, name=name, deployment=deployment)
         seen["during"]()
         return calibration()
 
@@ -87,6 +90,10 @@ BAD: dict[str, tuple[Sequence[str], str]] = {
     "a model for a device": (
         (*DEVICE, "--model", "opt-125m"),
         "--model has no effect with --device",
+    ),
+    "an engine for a device": (
+        (*DEVICE, "--max-num-seqs", "4"),
+        "--max-num-seqs has no effect with --device",
     ),
     "a GPU for a device": ((*DEVICE, "--gpu", "a10"), "--gpu has no effect with --device"),
     "raw data of tables": ((*FROM, "--raw", "x"), "--raw has no effect with --from"),
@@ -187,6 +194,10 @@ def test_the_tables_reach_the_fit(cli: Cli, work: dict[str, Any]) -> None:
     assert work["tables"] == (Path("a.csv"), Path("b.csv"))
     assert (work["llm"].name, work["gpu"].name) == ("facebook/opt-125m", "a10")
     assert work["name"] == "lab"
+    assert work["deployment"] == chunked()
+    engine = ("--deployment", "continuous", "--max-num-seqs", "8")
+    assert cli(*FROM, *engine, "--no-picture")[0] == 0
+    assert work["deployment"] == continuous().override(max_num_seqs=8)
 
 
 def test_json_is_one_object(cli: Cli, work: dict[str, Any]) -> None:

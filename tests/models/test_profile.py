@@ -51,12 +51,12 @@ def test_a_correction_is_read() -> None:
 
 @pytest.mark.parametrize("name", [sheet.name for sheet in gpus()])
 def test_every_gpu_has_a_profile_that_says_what_it_is(name: str) -> None:
-    """Four GPUs have fits with their origin; the others have assumptions and say so."""
+    """Six GPUs have fits with their origin; the others have assumptions and say so."""
     profile = profile_for(name)
     assert profile.gpu == name
     assert set(profile.parameters) == set(PARAMETERS)
     assert all(parameter.source for parameter in profile.parameters.values())
-    fitted = {"a100-80gb", "h200", "l40s", "rtx-pro-6000"}
+    fitted = {"a10", "a100-80gb", "h100-sxm", "h200", "l40s", "rtx-pro-6000"}
     assert profile.kind == ("fitted" if name in fitted else "data sheet")
     if profile.kind == "fitted":
         assert {"device", "points", "command"} <= set(profile.provenance)

@@ -53,18 +53,20 @@ def simulate_slowly(
         2 * memory.block_bytes / gpu.bandwidth,
         profile.value("handover"),
     )
-    ready = deployment.start != "staggered"
+    frontend = 0.0
+    if deployment.start != "staggered":
+        frontend = deployment.tokenize_s + profile.value("request_overhead")
     requests = [
         Request(
             i,
-            float(trace.arrival[i]) + (deployment.tokenize_s if ready else 0.0),
+            float(trace.arrival[i]) + frontend,
             int(trace.prompt_tokens[i]),
             int(min(trace.output_tokens[i], max(0, llm.max_context - trace.prompt_tokens[i]))),
             [] if trace.prefix is None else trace.prefix.row(i).tolist(),
         )
         for i in range(len(trace))
     ]
-    world = World(physics, trace.max_concurrency, requests)
+    world = World(physics, trace.max_concurrency, requests, frontend)
     most = min((total - int(0.01 * total)) * deployment.block_size for total in pools)
     world.never = {r.number for r in requests if r.prompt >= llm.max_context or r.prompt > most}
     build = _split if deployment.workers[0].phase != "both" else _engines
@@ -104,7 +106,7 @@ def _engines(
     world.line_of = lambda number: lines[
         int(owner[number]) if deployment.routing == "contiguous" else number % count
     ]
-    return [
+    servers = [
         ENGINES[group.scheduler](
             world,
             line,
@@ -114,6 +116,10 @@ def _engines(
         )
         for group, line, pool in zip(groups, lines, pools, strict=True)
     ]
+    for server in servers:
+        if isinstance(server, Chunked):
+            server.ahead = deployment.async_scheduling
+    return servers
 
 
 def _split(

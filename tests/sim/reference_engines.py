@@ -47,11 +47,22 @@ class Partial:
 
 
 class Chunked(Server):
-    """Every step decodes the batch and computes chunks of prompts."""
+    """Every step decodes the batch and computes chunks of prompts.
+
+    A scheduler that runs ahead plans a step when the one before it begins: it knows of the arrivals
+    and of the ends up to then.
+    """
+
+    ahead = False
 
     def life(self) -> Process:
         self.partials: list[Partial] = []
+        self.leaving = 0
+        begun = self.world.now
         while True:
+            if self.ahead:
+                self.line.known = begun
+            begun = self.world.now
             if self.swapped:
                 copied = self.swap_in()
                 if copied:
@@ -68,8 +79,16 @@ class Chunked(Server):
                     continue
             if self.batch:
                 yield from self.decode()
+            elif self.leaving or len(self.line.arrived) > len(self.line.waiting):
+                self.leaving = 0
             else:
                 yield self.wait()
+                begun = self.world.now
+
+    def stepped(self) -> None:
+        running = len(self.batch)
+        super().stepped()
+        self.leaving = running - len(self.batch) if self.ahead else 0
 
     def chunks(self) -> list[tuple[Partial, int]]:
         budget = self.max_tokens - len(self.batch)
@@ -83,7 +102,7 @@ class Chunked(Server):
             self.line.waiting
             and not self.swapped
             and budget > 0
-            and len(self.batch) + len(self.partials) < self.max_seqs
+            and len(self.batch) + len(self.partials) + self.leaving < self.max_seqs
         ):
             request = self.line.head()
             if not self.pool.fits(request, request.to_compute, self.pool.watermark):
@@ -106,6 +125,7 @@ class Chunked(Server):
         outputs = rows + sum(part.done + size == part.tokens for part, size in chunks)
         cost = self.cost.step(rows + new, outputs, pairs, kv, rows)
         self.schedule(part.request for part, _ in chunks)
+        running = rows + len(self.partials)
         yield Step(cost.seconds(self.attended), cost.demand(self.attended))
         self.stepped()
         for part, size in chunks:
@@ -113,6 +133,7 @@ class Chunked(Server):
             if part.done == part.tokens:
                 self.partials.remove(part)
                 self.computed(part.request, part.tokens)
+        self.leaving = running - len(self.batch) - len(self.partials) if self.ahead else 0
 
 
 class Static(Server):

@@ -156,13 +156,22 @@ class Pool:
 
 
 class Line:
-    """Waiting requests, and the idle processes that serve them."""
+    """Waiting requests, and the idle processes that serve them.
+
+    Of the requests that have `arrived`, those `waiting` did so by the time up to which the
+    scheduler knows.
+    """
 
     def __init__(self, order: str) -> None:
         self.order = order
-        self.waiting: list[Request] = []
+        self.arrived: list[Request] = []
+        self.known = inf
         self.returned: list[int] = []  # preempted, the last one first
         self.sleepers: list[Process] = []
+
+    @property
+    def waiting(self) -> list[Request]:
+        return [request for request in self.arrived if request.arrival <= self.known]
 
     def head(self) -> Request:
         if self.order == "fcfs":
@@ -175,21 +184,24 @@ class Line:
 
     def pop(self) -> Request:
         request = self.head()
-        self.waiting.remove(request)
+        self.arrived.remove(request)
         if request.number in self.returned:
             self.returned.remove(request.number)
         return request
 
     def push_back(self, request: Request) -> None:
         self.returned.insert(0, request.number)
-        self.waiting.insert(0, request)
+        self.arrived.insert(0, request)
 
 
 class World:
     """The clock, the GPU and the traffic."""
 
-    def __init__(self, physics: Physics, limit: int | None, requests: list[Request]) -> None:
+    def __init__(
+        self, physics: Physics, limit: int | None, requests: list[Request], frontend: float
+    ) -> None:
         self.now = 0.0
+        self.frontend = frontend
         self.physics = physics
         self.requests = requests
         self.steps: list[Running] = []
@@ -259,11 +271,13 @@ class World:
                 step.rate = rate
 
     def issue(self) -> None:
-        """Issue the next request of the trace: it arrives now, or at its own time."""
+        """Issue the next request of the trace, now or at its own time; it arrives when the frontend
+        has handed it on.
+        """
         if self._issued < len(self.requests):
             request = self.requests[self._issued]
             self._issued += 1
-            request.arrival = max(request.arrival, self.now)
+            request.arrival = max(request.arrival, self.now + self.frontend)
             if request.arrival > self.now:
                 self.at(request.arrival, self.deliver)
             else:
@@ -280,7 +294,7 @@ class World:
                 self.leave(request, "rejected")
             else:
                 line = self.line_of(request.number)
-                line.waiting.append(request)
+                line.arrived.append(request)
                 self.wake(line.sleepers)
 
     def leave(self, request: Request, outcome: str) -> None:

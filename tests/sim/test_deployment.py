@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitwiser.sim import deployment as keys
-from splitwiser.sim.deployment import PRESETS, Deployment, Workers
+from splitwiser.sim.deployment import PRESETS, Deployment, Workers, chunked, continuous
 from splitwiser.sim.deployment_file import deployment, parse_deployment, read_deployment, to_toml
 from splitwiser.sim.deployment_schema import MAX_PROCESSES, DeploymentTable, WorkersTable
 
@@ -238,3 +238,18 @@ def test_every_key_is_documented() -> None:
         for key in fields(kind):
             if key.name != "workers":
                 assert f"| `{key.name}` |" in text, key.name
+
+
+def test_scheduling_ahead_is_for_chunked_engines_with_lines_of_their_own() -> None:
+    """Where it would have no meaning it is refused, with what is accepted."""
+    ahead = replace(chunked(), async_scheduling=True)
+    assert ahead.as_dict()["async_scheduling"] is True
+    with pytest.raises(ValueError, match=r'async_scheduling needs workers\.scheduler = "chunked"'):
+        replace(continuous(), async_scheduling=True)
+    with pytest.raises(ValueError, match=r'async_scheduling needs routing = "round_robin"'):
+        replace(
+            ahead,
+            workers=(replace(ahead.workers[0], processes=2),),
+            sharing="mps",
+            routing="shared_queue",
+        )

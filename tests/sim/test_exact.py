@@ -124,7 +124,9 @@ def assert_same(case: Case, unfinished: bool = False) -> tuple[Result, list[Requ
     """Run both simulators, and compare every request and every token."""
     fast = case.fast()
     slow = case.slow(fast.meta["num_gpu_blocks"])
-    frontend = 0.0 if case.deployment.start == "staggered" else case.deployment.tokenize_s
+    frontend = 0.0
+    if case.deployment.start != "staggered":
+        frontend = case.deployment.tokenize_s + case.profile.value("request_overhead")
     tokens = fast.timeline.token_times(np.arange(len(fast)), fast.first_token, fast.finished)
     for i in range(len(fast)):
         request = slow[i]
@@ -217,7 +219,11 @@ def deployments(rng: Generator, preset: str) -> Deployment:
         )
         options["kv"] = pick("shared", "separate")
     deployment = replace(deployment, workers=options.pop("workers", deployment.workers))
-    return deployment.override(**options)
+    deployment = deployment.override(**options)
+    chunked = all(group.scheduler == "chunked" for group in deployment.workers)
+    if chunked and deployment.routing != "shared_queue":
+        deployment = replace(deployment, async_scheduling=pick(False, True))
+    return deployment
 
 
 def random_case(preset: str, seed: int) -> Case:
@@ -238,6 +244,8 @@ def random_case(preset: str, seed: int) -> Case:
         profile = eager_floor(rng, sheet, profile, llm)
     if rng.random() < 0.5:
         profile = profile.with_values(handover=0.0)
+    if rng.random() < 0.5:
+        profile = profile.with_values(request_overhead=4e-4, sequence_overhead=1e-5)
     until = float(rng.uniform(0, 0.05)) if rng.random() < 0.2 else None
     return Case(trace, deployment, llm, sheet, profile, until)
 

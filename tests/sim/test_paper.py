@@ -14,7 +14,7 @@ import pytest
 
 from splitwiser.models.catalogue import llm
 from splitwiser.models.gpu import gpu
-from splitwiser.models.profile import profile_for
+from splitwiser.models.profile import sheet_profile
 from splitwiser.sim.deployment import pipeline
 from splitwiser.sim.simulate import simulate
 
@@ -33,7 +33,7 @@ def _benchmark(name: str) -> ModuleType:
 
 
 runs, reported = _benchmark("paper_runs"), _benchmark("paper_reported")
-SHEET = profile_for("a10")
+SHEET = sheet_profile("a10")
 
 
 @pytest.mark.parametrize("prompt", reported.FIGURE_15)

@@ -63,6 +63,16 @@ def test_a_closed_loop_issues_on_completion() -> None:
     assert source.arrival == [0.0, 0.0, 3.0, 7.0]
 
 
+def test_a_closed_loop_sees_a_request_once_the_frontend_has_handed_it_on() -> None:
+    """A completion issues the next request, which reaches the scheduler the frontend's time later."""
+    env = Environment()
+    source = Source(env, [0.5, 0.5], 1, frontend=0.5)
+    source.queues.append(Queue(env, source, range(2), waiting_line("fcfs", [])))
+    source.begin()
+    source.complete(3.0)
+    assert source.arrival == [0.5, 3.5]
+
+
 def test_a_request_that_can_never_be_served_frees_its_place_when_it_arrives() -> None:
     """Also if nobody looks at its line then."""
     env, source, queue = line([0.0, 2.0, 0.0], limit=2, never=frozenset({1}))

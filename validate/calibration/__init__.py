@@ -1,1 +1,1 @@
-"""Calibration: measured kernel times, and the profiles that are fitted to them."""
+"""Calibration: from measured kernels, devices and engines to profiles, and their reports."""

@@ -23,16 +23,18 @@ RUNGS = 24  # values tried of a parameter over its range: at most a factor of 2 
 class Search:
     """The coordinates of some parameters, from their start values and what is possible for each.
 
-    `scale` is nan where the coordinate is a logarithm, and else the value at coordinate 1.
+    `scale` is nan where the coordinate is a logarithm, and else the value at coordinate 1. `step`
+    is that of the finite differences.
     """
 
     names: tuple[str, ...]
     meanings: tuple[Meaning, ...]
     first: Array
     scale: Array
+    step: float
 
     @classmethod
-    def of(cls, start: Mapping[str, float], meanings: Mapping[str, Meaning]) -> Search:
+    def of(cls, start: Mapping[str, float], meanings: Mapping[str, Meaning], step: float) -> Search:
         """Return the coordinates of the parameters *start*, within the bounds of *meanings*."""
         scale = [
             np.nan if meanings[name].lower > 0.0 else value or 1e-3 * meanings[name].upper
@@ -43,6 +45,7 @@ class Search:
             tuple(meanings[name] for name in start),
             np.array(list(start.values()), dtype=float),
             np.array(scale, dtype=float),
+            step,
         )
 
     @property
@@ -87,6 +90,7 @@ class Search:
             tuple(self.meanings[i] for i in rest),
             self.first[rest],
             self.scale[rest],
+            self.step,
         )
 
     @property

@@ -26,6 +26,7 @@ from splitwiser.validate.calibration.observations import (
 )
 from splitwiser.validate.calibration.search import Decision, decide
 
+STEP = 1e-3  # of the finite differences: far above the predictions' rounding
 STRONG = 0.9  # correlation from which two parameters should be read together
 
 
@@ -99,12 +100,15 @@ def fit(
     observations: Observations,
     *,
     noise: float = 0.05,
+    step: float = STEP,
     title: str = "",
     needs: Mapping[str, str] = NEEDS,
 ) -> Fit:
     """Return the fit of *profile*'s parameters *start* (first guesses, SI units) to the rows.
 
     *noise* is the relative error beyond which a row counts linearly and no more by its square.
+    *step* is the relative step of the finite differences: predictions that jump with the order of
+    events, as those of whole traces do, need one that is larger than their jumps.
     *needs* says of a parameter which measurement identifies it. Raises ValueError, in one line,
     for fewer rows than would decide the parameters, a measurement or prediction that is not a
     positive number, and repeated rows that contradict each other.
@@ -120,7 +124,7 @@ def fit(
         predicted = predictions(profile.with_values(**values), observations, place)
         return np.asarray(np.log(predicted) - logs)
 
-    search = Search.of(start, {name: PARAMETERS[name] for name in start})
+    search = Search.of(start, {name: PARAMETERS[name] for name in start}, step)
     decision = decide(search, errors, noise)
     records = tuple(_record(name, start[name], decision, needs) for name in start)
     fitted = _with_records(profile, records, len(observations), title)

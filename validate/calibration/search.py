@@ -12,7 +12,7 @@ from splitwiser.validate.calibration.coordinates import Array, Search
 Residuals = Callable[[Array], Array]
 ErrorsOf = Callable[[Mapping[str, float]], Array]
 
-STEP = 1e-3  # of the finite differences: rounding and event order of a simulation stay below it
+TOLERANCE = 1e-2  # of a squared finite difference: a search that gains less has ended
 PRESS = 0.05  # step from a bound that shows whether rows move with the parameter
 FLOOR = 1e-3  # scatter below which rows are called exact: measurements repeat no better
 TIED = 0.3  # part of the largest contribution from which a parameter takes part in a combination
@@ -163,6 +163,7 @@ def _solve(free: Search, residuals: Residuals, start: Array, noise: float) -> Ar
     def slopes(at: Array) -> Array:
         return _jacobian(free, residuals, at)
 
+    tolerance = TOLERANCE * free.step**2
     solution = least_squares(
         residuals,
         start,
@@ -171,9 +172,9 @@ def _solve(free: Search, residuals: Residuals, start: Array, noise: float) -> Ar
         loss="soft_l1",
         f_scale=noise,
         x_scale="jac",
-        ftol=1e-10,
-        xtol=1e-10,
-        gtol=1e-10,
+        ftol=tolerance,
+        xtol=tolerance,
+        gtol=tolerance,
     )
     return np.asarray(solution.x, dtype=float)
 
@@ -182,7 +183,8 @@ def _jacobian(free: Search, residuals: Residuals, at: Array) -> Array:
     """Return d residual / d coordinate by central differences, one-sided at a bound."""
     columns = []
     for i in range(len(free.names)):
-        size = STEP if np.isnan(free.scale[i]) else STEP * max(abs(at[i]), 10 * STEP)
+        least = 1.0 if np.isnan(free.scale[i]) else max(abs(at[i]), 10 * free.step)
+        size = free.step * least
         low, high = at.copy(), at.copy()
         low[i] = max(at[i] - size, free.lower[i])
         high[i] = min(at[i] + size, free.upper[i])

@@ -21,6 +21,11 @@ def unheeded(deployment: Deployment, trace: Trace) -> list[str]:
             f"tokenize_s = {deployment.tokenize_s:g} has no effect: "
             "prompts come as tokens, and nothing is tokenised"
         )
+    if deployment.async_scheduling:
+        notes.append(
+            "async_scheduling = true has no effect: every step is planned when the one before it"
+            " has ended"
+        )
     if trace.prefix is not None and deployment.prefix_caching:
         notes.append("prefix caching is not in the runtime: every prompt is computed whole")
     return notes

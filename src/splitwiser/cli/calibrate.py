@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from splitwiser.cli.console import check_writable, complain, note, print_json
-from splitwiser.cli.options import Flag, Several
+from splitwiser.cli.options import Engine, Flag, Several, flag_of
 from splitwiser.cli.progress import INTERRUPTED, Progress
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def calibrate(
     tables: Tables = (),
     model: str | None = None,
     gpu: str | None = None,
+    deployment: str | None = None,
+    engine: Engine = Engine(),  # noqa: B008 - frozen
     picture: Path | None = None,
     no_picture: Annotated[bool, Flag] = False,
     json: Annotated[bool, Flag] = False,
@@ -61,6 +63,8 @@ def calibrate(
         With --from: the model that was measured, of the catalogue or the path of a config.json.
     gpu
         With --from: the GPU on which it was measured (`splitwiser gpus`).
+    deployment
+        With --from: how the engine that was measured ran, a preset or a TOML file (chunked).
     picture
         Measured against fitted, as .html, .svg or .png. Default: the profile's name with .html.
     no_picture
@@ -73,7 +77,8 @@ def calibrate(
         "--quick": quick or None,
         ("--fresh" if fresh else "--resume"): fresh,
     }
-    _check_source(device, tables, measuring, {"--model": model, "--gpu": gpu})
+    running = {"--deployment": deployment, **{flag_of(name): 1 for name in engine.changes}}
+    _check_source(device, tables, measuring, {"--model": model, "--gpu": gpu}, running)
     check_writable(output)
     drawn = None if no_picture and picture is None else _picture_path(picture, no_picture, output)
     for table in tables:
@@ -84,7 +89,7 @@ def calibrate(
         folder = raw or output.with_name(f"{output.stem}-raw")
         done = _from_device(device, output, folder, quick=quick, fresh=bool(fresh))
     else:
-        done = _from_tables(tables, model or "", gpu or "", output)
+        done = _from_tables(tables, model or "", gpu or "", deployment or "chunked", engine, output)
     if done is None:
         return INTERRUPTED
     _publish(done, output, drawn, json)
@@ -96,6 +101,7 @@ def _check_source(
     tables: Sequence[Path],
     measuring: Mapping[str, object],
     tabled: Mapping[str, object],
+    running: Mapping[str, object],
 ) -> None:
     """Raise ValueError unless either a device or tables are given, with their own options only."""
     if device is not None and tables:
@@ -105,7 +111,7 @@ def _check_source(
             "nothing to calibrate: give --device cuda:0 (or cpu) to measure it, or --from TABLE..."
             " with --model and --gpu"
         )
-    source, idle = ("--from", measuring) if tables else ("--device", tabled)
+    source, idle = ("--from", measuring) if tables else ("--device", {**tabled, **running})
     given = [option for option, value in idle.items() if value is not None]
     if given:
         raise ValueError(f"{given[0]} has no effect with {source}")
@@ -160,17 +166,19 @@ def _from_device(
     return done
 
 
-def _from_tables(tables: Sequence[Path], model: str, gpu: str, output: Path) -> Calibration | None:
+def _from_tables(
+    tables: Sequence[Path], model: str, gpu: str, deployment: str, engine: Engine, output: Path
+) -> Calibration | None:
     """The calibration of *tables*, or None where Ctrl-C ended it."""
     from splitwiser.models.catalogue import llm
     from splitwiser.models.gpu import gpu as data_sheet
-    from splitwiser.validate.calibration.from_tables import (  # type: ignore[import-not-found]
-        calibrate_tables,
-    )
+    from splitwiser.sim.deployment_file import deployment as deployment_of
+    from splitwiser.validate.calibration.from_tables import calibrate_tables
 
     shape, sheet = llm(model), data_sheet(gpu)
+    measured = deployment_of(deployment).override(**engine.changes)
     try:
-        done: Calibration = calibrate_tables(tables, shape, sheet, output.stem)
+        done: Calibration = calibrate_tables(tables, shape, sheet, output.stem, measured)
     except KeyboardInterrupt:
         complain("interrupted: the tables are as they were, and no profile was written")
         return None

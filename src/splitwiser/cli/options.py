@@ -83,7 +83,7 @@ class Traffic:
         sources += [name for name in _RANDOM_ONLY if name in given][:1]
         if len(sources) > 1:
             raise ValueError(
-                f"{_flag(sources[0])} and {_flag(sources[1])} name two kinds of traffic"
+                f"{flag_of(sources[0])} and {flag_of(sources[1])} name two kinds of traffic"
             )
         if not given.keys() - {"seed", "trace_format"}:
             raise ValueError(
@@ -97,7 +97,7 @@ class Traffic:
         for name in ("num_prompts", "max_concurrency", "random_input_len", "random_output_len"):
             value = given.get(name)
             if value is not None and value < 1:
-                raise ValueError(f"{_flag(name)} is {value}; accepted: a whole number from 1 on")
+                raise ValueError(f"{flag_of(name)} is {value}; accepted: a whole number from 1 on")
         if self.request_rate is not None and not self.request_rate > 0:
             raise ValueError(
                 f"--request-rate is {self.request_rate:g}; accepted: requests per second above 0, or inf"
@@ -162,6 +162,8 @@ class Engine:
     """KV blocks of a pool, instead of what memory allows."""
     enforce_eager: Annotated[bool | None, Flag] = None
     """Launch kernels one by one: no CUDA graphs."""
+    async_scheduling: Annotated[bool | None, Flag] = None
+    """Plan a step while the one before it runs (chunked)."""
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -184,5 +186,6 @@ def profile_option(path: Path | None, gpu: Gpu) -> Profile:
     return profile
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """The option of a field."""
     return "--" + name.replace("_", "-")

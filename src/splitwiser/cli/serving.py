@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,6 +126,8 @@ class Report:
 def with_traffic(result: Result, traffic: Traffic) -> Result:
     """The result with what its traffic was asked to be, under vLLM's keys."""
     asked = {**traffic.given, "burstiness": traffic.burstiness}
+    if traffic.request_rate == inf:
+        asked["request_rate"] = "inf"  # as vLLM writes it: JSON has no infinity
     if traffic.trace is None and traffic.preset is None:
         asked["burstiness"] = 1.0 if traffic.burstiness is None else traffic.burstiness
     keys = ("request_rate", "burstiness", "seed", "preset")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from splitwiser.sim.deployment import Deployment, continuous, pipeline
+from splitwiser.sim.deployment import Deployment, chunked, continuous, pipeline
 from splitwiser.traces.trace import Trace
 from splitwiser.validate.runtime.unheeded import unheeded
 
@@ -16,6 +16,7 @@ TRACE = Trace(np.zeros(1), np.array([8]), np.array([2]))
 ASKED = {
     'start = "cold"': replace(continuous(), start="cold"),
     "startup_s = 3": replace(continuous(), startup_s=3.0),
+    "async_scheduling = true": replace(chunked(), async_scheduling=True),
     "tokenize_s = 0.001": replace(continuous(), tokenize_s=1e-3),
 }
 
