@@ -230,7 +230,9 @@ def launches(load: Load) -> float:
 
 def group_of(row: StepRow) -> str:
     if row.alone:
-        return "alone" if row.shares[0] == 1.0 else f"alone on a share, {row.sharing}"
+        if row.shares[0] == 1.0:
+            return "alone"
+        return f"alone on a share, {row.sharing.replace('_', ' ')}"
     crowd = "" if len(row.loads) == 2 else " of three or more"
     return f"{row.regime.replace('_', ' ')}{crowd}"
 
