@@ -15,13 +15,15 @@ from splitwiser.validate.calibration.observations import Errors, Residual
 class Calibration:
     """A profile, the fits that made it in their order, and what none of them can know.
 
-    `held_out` holds the errors, by group, of rows that were predicted without their fold. `notes`
+    `kernels` holds the errors of single kernels by kind, after their corrections; `held_out` the
+    errors, by group, of rows that were predicted without their fold. `notes`
     say what these measurements cannot tell. `seconds` is the time that measuring took, 0 where a
     table was read; `raw` the folder of the raw measurements, if there is one.
     """
 
     profile: Profile
     fits: tuple[Fit, ...]
+    kernels: Mapping[str, Errors] = field(default_factory=dict)
     held_out: Mapping[str, Errors] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -45,5 +47,6 @@ class Calibration:
 
     @property
     def errors(self) -> dict[str, Errors]:
-        """The errors of the fitted rows by group, of the last fit that had the group."""
-        return {group: e for fit in self.fits for group, e in fit.errors_by_group().items()}
+        """The errors of kernels, then of the fitted rows by group (the last fit that had it)."""
+        steps = {group: e for fit in self.fits for group, e in fit.errors_by_group().items()}
+        return {**self.kernels, **steps}

@@ -142,6 +142,8 @@ def _fit_decodes(table: KernelTable, gpu: Gpu, profile: Profile) -> Profile:
 
     profile = _solve(profile, DECODES, errors, "decode attention")
     lines = decode_lines(frame)
+    if not lines:  # a line wants three contexts of one batch
+        return profile
     model = KernelModel(gpu, profile, table.dtype)
     fixed, slope = line_corrections(lines, lambda *key: model.decode_attention(*key))
     return _with(profile, decode_fixed=fixed, decode_slope=slope)

@@ -81,7 +81,7 @@ def fitted_line(p: FittedParameter) -> str:
 
 
 def _fixed(calibration: Calibration) -> Iterator[str]:
-    yield "[[Not fitted]]"
+    yield "[[From single kernels, or not fitted]]"
     fitted = calibration.parameters
     for name, parameter in calibration.profile.parameters.items():
         if name not in fitted:

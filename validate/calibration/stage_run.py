@@ -93,11 +93,17 @@ class StageRun:
             "rates": [(len(lane) - 1) / (lane[-1] - lane[0]) for lane in inside],
             "steps": [len(lane) for lane in inside],
             "quartiles": [_quartiles(lane) for lane in inside],
-            "host": [median(each.host for each in lane) for lane in counted],
+            **self._host(counted),
             "window": window,
             "power_w": heard["power_w_mean"],
             "sm_clock_mhz": heard["sm_clock_mhz_mean"],
         }
+
+    def _host(self, counted: list[list[Done]]) -> dict[str, list[float]]:
+        """What a launch takes the host; on the CPU a launch is the step itself, and tells nothing."""
+        if self._device.kind == "cpu":
+            return {}
+        return {"host": [median(each.host for each in lane) for lane in counted]}
 
     def _prepare(self, point: Point) -> dict[int, float] | Refused:
         """Have the lanes make ready; about how long a step of each takes, by place."""

@@ -24,8 +24,8 @@ class StepRow:
     """Lanes that ran at the same time: what each repeated, its share of the SMs, steps per second.
 
     Shares are fractions of the SMs as the device granted them, 1.0 where there was no limit.
-    *repeat* tells repetitions of one measurement apart, *clock* is the mean SM clock in Hz (None:
-    not told).
+    *repeat* tells repetitions of one measurement apart. *hosts* are the seconds that a launch of
+    each lane's step took its host, None where they were not measured.
     """
 
     sharing: str
@@ -33,7 +33,7 @@ class StepRow:
     shares: tuple[float, ...]
     rates: tuple[float, ...]
     repeat: int = 0
-    clock: float | None = None
+    hosts: tuple[float, ...] | None = None
 
     @property
     def alone(self) -> bool:
@@ -62,7 +62,7 @@ def rows_of(records: Iterable[Mapping[str, Any]], sms: int) -> list[StepRow]:
         if "lanes" not in record or "error" in record:
             continue
         lanes = record["lanes"]
-        clock = record.get("sm_clock_mhz")
+        hosts = record.get("host")
         rows.append(
             StepRow(
                 record["sharing"],
@@ -70,7 +70,7 @@ def rows_of(records: Iterable[Mapping[str, Any]], sms: int) -> list[StepRow]:
                 tuple(_share(lane, sms) for lane in lanes),
                 tuple(record["rates"]),
                 record["repeat"],
-                clock and clock * 1e6,
+                hosts and tuple(hosts),
             )
         )
     return rows
@@ -92,6 +92,7 @@ class Predictor:
         self._gpu = gpu
         self._profile = profile.with_values(step_overhead=0.0)
         self._cost = cache(self._make_cost)
+        self._sharing = cache(lambda regime: sharing_for(regime, self._profile))
 
     def _make_cost(self, name: str, share: float, eager: bool, grids: bool) -> CostModel:
         return CostModel(
@@ -119,17 +120,21 @@ class Predictor:
         )
         return step.demand(load.batch * load.context)
 
-    def demands(self, row: StepRow) -> list[Demand]:
-        """What each lane of *row* asks."""
-        return [
-            self.demand(load, share, row.sharing)
-            for load, share in zip(row.loads, row.shares, strict=True)
-        ]
+    def demands(self, row: StepRow, hosts: Sequence[float | None] | None = None) -> list[Demand]:
+        """What each lane of *row* asks; *hosts* are known seconds of its launches (None: modelled)."""
+        found = []
+        for place, (load, share) in enumerate(zip(row.loads, row.shares, strict=True)):
+            demand = self.demand(load, share, row.sharing)
+            host = None if hosts is None else hosts[place]
+            found.append(
+                demand if host is None else demand._replace(seconds=max(demand.busy, host))
+            )
+        return found
 
-    def rates(self, row: StepRow) -> list[float]:
+    def rates(self, row: StepRow, hosts: Sequence[float | None] | None = None) -> list[float]:
         """Steps per second of each lane of *row*."""
-        demands = self.demands(row)
-        shared: Sequence[float] = sharing_for(row.sharing, self._profile).rates(demands)
+        demands = self.demands(row, hosts)
+        shared: Sequence[float] = self._sharing(row.sharing).rates(demands)
         return [rate / each.seconds for rate, each in zip(shared, demands, strict=True)]
 
 

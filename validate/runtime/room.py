@@ -33,7 +33,7 @@ def room(
         known = gpu("cpu")
         memory = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     else:
-        known = _nearest(name)
+        known = data_sheet(name) or gpu("h200")
     device = replace(known, name=name, memory=memory)
     longest = trace.longest_prompt(llm.max_context)
     plan = memory_plan(deployment, llm, device, profile_for(known.name), longest)
@@ -43,15 +43,15 @@ def room(
     return plan
 
 
-def _nearest(name: str) -> Gpu:
-    """The data sheet for the name that a driver gives a GPU; the H200's where there is none."""
+def data_sheet(name: str) -> Gpu | None:
+    """The data sheet for the name that a driver gives a GPU; None where there is none."""
     words = name.lower().removeprefix("nvidia ").split()
     for count in range(len(words), 0, -1):
         try:
             return gpu("-".join(words[:count]))
         except ValueError:
             continue
-    return gpu("h200")
+    return None
 
 
 def _all_at_once(trace: Trace, llm: Llm, block_size: int) -> int:

@@ -145,9 +145,7 @@ def _from_device(
     if raw.exists() and not raw.is_dir():
         raise ValueError(f"--raw is {str(raw)!r}; accepted: a folder, or one to be made")
     try:
-        from splitwiser.validate.calibration.calibrate import (  # type: ignore[import-not-found]
-            calibrate_device,
-        )
+        from splitwiser.validate.calibration.calibrate import calibrate_device
 
         with Progress("calibrating", "points measured") as shown:
             done: Calibration = calibrate_device(

@@ -27,6 +27,7 @@ class Progress:
             MofNCompleteColumn,
             TextColumn,
             TimeElapsedColumn,
+            TimeRemainingColumn,
         )
         from rich.progress import Progress as Bar
 
@@ -35,12 +36,13 @@ class Progress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.description}", markup=False),
             console=Console(stderr=True),
             transient=True,
             disable=not sys.stderr.isatty(),
         )
-        self._told = monotonic()
+        self._told = self._began = monotonic()
         self._bar.start()
         self._task = self._bar.add_task("", total=None)
         return self
@@ -53,7 +55,14 @@ class Progress:
         self._bar.update(self._task, completed=done, total=known, description=name)
         if self._bar.disable and monotonic() - self._told >= QUIET_S:
             self._told = monotonic()
-            note(f"{self._label}: {done} of {known} {self._done}")
+            note(f"{self._label}: {done} of {known} {self._done}{self._left(done, known)}")
+
+    def _left(self, done: int, known: int) -> str:
+        """About how long the rest takes, as long as what is done did for each part."""
+        if not 0 < done < known:
+            return ""
+        seconds = (monotonic() - self._began) * (known - done) / done
+        return f", about {seconds:.0f} s left"
 
 
 class Stop:
