@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 LEAST = 0.02  # part of its time that is left to a task, however much it yields to many others
-ROUNDS = 30  # at most, of Newton's method for three tasks and more, which needs about five
-PRECISE = 1e-12
+ROUNDS = 200  # at most, for three tasks and more; ten are the rule
+PRECISE = 1e-11  # relative
 
 
 def pair(
@@ -47,16 +47,22 @@ def pair(
 
 
 def crowd(use: Array, cost: Array, slower: Array, yields: Array) -> Array:
-    """Return the x of several tasks, by Newton's method on those that nothing else holds back."""
+    """Return the x of several tasks, by Newton's method on those that nothing else holds back.
+
+    Far from the balance it may step the wrong way. There each task moves as if all others moved
+    with it, and the less so the closer x is.
+    """
     x = use / len(use)
     for _ in range(ROUNDS):
         left = np.maximum(1.0 - yields @ x, LEAST)
         below = np.maximum(cost + slower @ x, 1.0)
-        free = left < below * use
-        slopes = np.where(free[:, None], yields + x[:, None] * slower, 0.0)
-        np.fill_diagonal(slopes, np.where(free, below, 1.0))
-        step = np.linalg.solve(slopes, np.where(free, left - x * below, use - x))
-        x = np.clip(x + step, LEAST * use / below, use)
-        if np.abs(step).max() < PRECISE:
+        target = np.minimum(left / below, use)
+        far = np.abs(target / x - 1.0).max()
+        if far < PRECISE:
             break
+        free = left < below * use
+        slopes = np.where(free[:, None], (yields + x[:, None] * slower) / below[:, None], 0.0)
+        steady = 1.0 + min(far, 1.0) * (np.abs(slopes) @ free)
+        x = x + np.linalg.solve(slopes + np.diag(steady), target - x)
+        x = np.clip(x, LEAST * target, use)
     return x
