@@ -7,13 +7,14 @@ never exceeds the bandwidth, nor FLOP/s the peak.
 In the spatial regimes (`mps`, `streams`, `green_contexts`) kernels of all tasks run at once. With
 x_j the part of the time in which j's kernels run (its seconds alone on its SMs, per second),
 
-    x_i * (1 + P_i + sum_j (C_i*(1 - o_ij) + W_i*o_ij^q*(tau_j/tau_i)^e) * x_j) = 1 - Y*sum_j n_ij^r*x_j
+    1/x_i = h_i + (1 + P_i + sum_j (C_i*(1 - o_ij) + W_i*o_ij^q*(tau_j/tau_i)^e) * x_j)
+                  / (1 - Y*sum_j n_ij^r*x_j)
 
-and no more than its launches from the host allow. P_i is what i's clock loses to the power of the
-others, C_i their contention on other SMs, W_i the wait of its kernels behind theirs on shared SMs
-(tau: mean time of a kernel, o_ij: part of i's SMs that j may use too), Y what it yields to kernels
-that run on the SMs which j needs of i's (n_ij). `time_slice` divides the device's time instead.
-docs/model.md says what each was measured by.
+and no more than its launches from the host allow. h_i is the overhead after i's step over the time
+of its kernels, P_i what its clock loses to the power of the others, C_i their contention on other
+SMs, W_i the wait of its kernels behind theirs on shared SMs (tau: mean time of a kernel, o_ij: part
+of i's SMs that j may use too), Y what it yields to kernels that run on the SMs which j needs of i's
+(n_ij). `time_slice` divides the device's time instead. docs/model.md states every symbol.
 """
 
 from __future__ import annotations
@@ -173,8 +174,11 @@ class Spatial(Sharing):
         )
 
     def _coupling(self, one: Running, two: Running, shares: float) -> tuple[float, float, float]:
-        """Return, per x of *two*, what slows *one*'s own progress, what it yields, and the SMs
-        that heat up beside its own."""
+        """Return what slows *one* and what it yields, per x of *two*, and the SMs that *two* heats.
+
+        The overhead that follows one's kernels is no longer for what they yield: a term of the
+        slow-down takes it out.
+        """
         _, idle, tau, mix, own, _ = one
         use, _, other_tau, _, other, need = two
         b = self._beside
@@ -188,14 +192,17 @@ class Spatial(Sharing):
         return slow - idle * give, give, use * hotter
 
     def _find_meeting(self, own: float, other: float, shares: float) -> tuple[float, float, float]:
-        """Return the part of a neighbour's kernels on other SMs, the weight of a wait for those on
-        the same, and the SMs that only it may use."""
+        """Return what depends on shares alone.
+
+        The part of a neighbour's kernels on other SMs, the weight of the wait for those on the
+        same, and the SMs that a task may not use and its neighbour may.
+        """
         shared = overlap(own, other, shares)
         met = shared**self._beside.wait_overlap if shared > 0.0 else 0.0
         return 1.0 - shared, met, min(other, 1.0 - own)
 
     def _cost(self, task: Running, heat: float) -> float:
-        """Return 1 + P_i, and the overhead that follows each second of kernels."""
+        """Return 1 + P_i + h_i: what a second of kernels takes beside others that only heat."""
         cost = 1.0 + task[1]
         if heat > 0.0:
             own = task[4]
