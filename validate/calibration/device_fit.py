@@ -34,7 +34,7 @@ from splitwiser.validate.calibration.steps import Predictor, StepRow, rows_of
 Floats = NDArray[np.float64]
 
 SPATIAL = ("mps", "streams", "green_contexts")
-SLOW_LAUNCH = 9e-5  # s a kernel: hosts were seen at half their speed for seconds at a time
+SLOW_LAUNCH = 8e-5  # s a kernel: hosts were seen at half their speed for seconds at a time
 NOISE_ALONE, NOISE_BESIDE = 0.03, 0.05  # relative errors beyond which a row counts linearly
 FOLDS = 5  # of the cross-validation, by the lengths of the prompts
 
@@ -197,7 +197,7 @@ def beside(rows: Sequence[StepRow], gpu: Gpu, alone: Profile) -> Observations:
 
 def _observations(rows: Sequence[StepRow], predict: Callable[[Profile], Floats]) -> Observations:
     measured = [1.0 / rate for row in rows for rate in row.rates]
-    groups = [f"{_group(row)}, {load.phase}" for row in rows for load in row.loads]
+    groups = [f"{group_of(row)}, {load.phase}" for row in rows for load in row.loads]
     titles = [
         f"{row.sharing}: {row.title}, {load.llm.split('/')[-1]}, lane {place}"
         for row in rows
@@ -218,17 +218,17 @@ def hosts_of(row: StepRow, gpu: Gpu) -> list[float | None] | None:
     if row.hosts is not None:
         return list(row.hosts)
     return [
-        min(1.0 / rate, SLOW_LAUNCH * _launches(load)) if load.prompts or load.eager else 0.0
+        min(1.0 / rate, SLOW_LAUNCH * launches(load)) if load.prompts or load.eager else 0.0
         for load, rate in zip(row.loads, row.rates, strict=True)
     ]
 
 
-def _launches(load: Load) -> float:
+def launches(load: Load) -> float:
     """About how many kernels a step launches."""
     return coefficients(llm_named(load.llm)).dense_kernels
 
 
-def _group(row: StepRow) -> str:
+def group_of(row: StepRow) -> str:
     if row.alone:
         return "alone" if row.shares[0] == 1.0 else f"alone on a share, {row.sharing}"
     crowd = "" if len(row.loads) == 2 else " of three or more"

@@ -34,7 +34,7 @@ HEAD_COUNTS: tuple[frozenset[int], ...] = (
 class HeldOut(NamedTuple):
     """Errors of held-out rows: |predicted/measured - 1|, its mean and 95th percentile, as fractions.
 
-    `scope` says which rows count.
+    `scope` says which rows count, `errors` holds the size of each row's.
     """
 
     kind: str
@@ -42,6 +42,7 @@ class HeldOut(NamedTuple):
     rows: int
     mape: float
     p95: float
+    errors: NDArray[np.float64]
 
 
 def held_out(
@@ -110,6 +111,7 @@ def _scopes(kind: str, frames: list[pd.DataFrame], gpu: Gpu, dtype: str) -> list
             int(rows.sum()),
             errors[rows].mean(),
             float(np.quantile(errors[rows], 0.95)),
+            errors[rows],
         )
         for title, rows in scopes
     ]
