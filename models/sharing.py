@@ -135,18 +135,17 @@ class Spatial(Sharing):
         self._speed = cache(self._find_speed)
 
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
-        tasks = [self._running(demand) for demand in demands]
-        shares = 0.0
-        for task in tasks:
-            shares += task[4]
-        if len(tasks) == 2:  # nearly all that a simulation asks for
-            one, two = tasks
+        if len(demands) == 2:  # nearly all that a simulation asks for
+            one, two = self._running(demands[0]), self._running(demands[1])
+            shares = one[4] + two[4]
             a, y, hotter = self._coupling(one, two, shares)
             b, z, warmer = self._coupling(two, one, shares)
             x, w = pair(
                 (one[0], self._cost(one, hotter), a, y), (two[0], self._cost(two, warmer), b, z)
             )
             return [x / one[0], w / two[0]]
+        tasks = [self._running(demand) for demand in demands]
+        shares = sum(task.share for task in tasks)
         couplings = np.array(
             [
                 [(0.0, 0.0, 0.0) if i is j else self._coupling(i, j, shares) for j in tasks]
