@@ -22,8 +22,7 @@ class Demand(NamedTuple):
     run, `overhead` the part before the next step in which the GPU certainly idles. `flops`,
     `bytes` and `kernels` are the step's. `compute` and `memory` are the seconds that its FLOP take
     at the peak and its bytes at the bandwidth of the data sheet. `sm_share` is the share of the
-    SMs that the process may use, in (0, 1], and `prompt` the prompt tokens of the step: 0 marks a
-    pure decode step, which streams give priority.
+    SMs that the process may use, in (0, 1], and `prompt` the prompt tokens of the step.
     """
 
     seconds: float

@@ -133,7 +133,7 @@ class KernelModel:
         longer = self.sustained * 2.0 * m * n * k
         factors = self._gemm_factors(m, n, k)
         if factors is None:
-            return seconds + longer
+            return np.asarray(seconds + longer)
         activations = m * (n + k) * self.size
         moved = n * k * self.size + np.maximum(0.0, activations - self.gpu.l2)
         least = np.maximum(2.0 * m * n * k / self.share_peak, moved / self.bandwidth)

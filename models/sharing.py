@@ -7,23 +7,26 @@ never exceeds the bandwidth, nor FLOP/s the peak.
 In the spatial regimes (`mps`, `streams`, `green_contexts`) kernels of all tasks run at once. With
 x_j the part of the time in which j's kernels run (its seconds alone on its SMs, per second),
 
-    x_i * (1 + P_i + sum_j (C_i*(1 - o_ij) + W_i*o_ij^q*(tau_j/tau_i)^e) * x_j) = 1 - Y*sum_j n_ij^r*x_j
+    1/x_i = h_i + (1 + P_i + sum_j (C_i*(1 - o_ij) + W_i*o_ij^q*(tau_j/tau_i)^e) * x_j)
+                  / (1 - Y*sum_j n_ij^r*x_j)
 
-and no more than its launches from the host allow. P_i is what i's clock loses to the power of the
-others, C_i their contention on other SMs, W_i the wait of its kernels behind theirs on shared SMs
-(tau: mean time of a kernel, o_ij: part of i's SMs that j may use too), Y what it yields to kernels
-that run on the SMs which j needs of i's (n_ij). `time_slice` divides the device's time instead.
-docs/model.md says what each was measured by.
+and no more than its launches from the host allow. h_i is the overhead after i's step over the time
+of its kernels, P_i what its clock loses to the power of the others, C_i their contention on other
+SMs, W_i the wait of its kernels behind theirs on shared SMs (tau: mean time of a kernel, o_ij: part
+of i's SMs that j may use too), Y what it yields to kernels that run on the SMs which j needs of i's
+(n_ij). `time_slice` divides the device's time instead. docs/model.md states every symbol.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from math import sqrt
-from operator import mul
+from functools import cache
 from typing import NamedTuple
 
+import numpy as np
+
+from splitwiser.models.balance import crowd, pair
 from splitwiser.models.cost import Demand
 from splitwiser.models.kernels import saturation
 from splitwiser.models.names import unknown_name
@@ -101,6 +104,22 @@ class Beside(NamedTuple):
     bend: float
 
 
+class Running(NamedTuple):
+    """What the law of `Spatial` knows of a step.
+
+    `use` is the part of its time alone in which its kernels run, `idle` its overhead over the time
+    of its kernels, `tau` the mean time of a kernel in seconds, `mix` the part of it that is
+    arithmetic; `share` and `need` are the parts of the SMs that it may use, and that it needs.
+    """
+
+    use: float
+    idle: float
+    tau: float
+    mix: float
+    share: float
+    need: float
+
+
 class Spatial(Sharing):
     """Kernels of several tasks run at once: MPS, streams and green contexts.
 
@@ -111,57 +130,87 @@ class Spatial(Sharing):
     def __init__(self, regime: str, beside: Beside) -> None:
         self.regime = regime
         self._beside = beside
+        # Shares are few, and the powers of them costly.
+        self._meeting = cache(self._find_meeting)
+        self._speed = cache(self._find_speed)
 
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
-        use = [demand.busy / (demand.seconds - demand.overhead) for demand in demands]
-        cost, slower, yields = self._couplings(demands, use)
-        running = (_pair if len(demands) == 2 else _crowd)(use, cost, slower, yields)
-        rates = []
-        for demand, x in zip(demands, running, strict=True):
-            alone = demand.seconds - demand.overhead
-            rates.append(demand.seconds / (max(alone, demand.busy / x) + demand.overhead))
-        return rates
+        if len(demands) == 2:  # nearly all that a simulation asks for
+            one, two = self._running(demands[0]), self._running(demands[1])
+            shares = one[4] + two[4]
+            a, y, hotter = self._coupling(one, two, shares)
+            b, z, warmer = self._coupling(two, one, shares)
+            x, w = pair(
+                (one[0], self._cost(one, hotter), a, y), (two[0], self._cost(two, warmer), b, z)
+            )
+            return [x / one[0], w / two[0]]
+        tasks = [self._running(demand) for demand in demands]
+        shares = sum(task.share for task in tasks)
+        couplings = np.array(
+            [
+                [(0.0, 0.0, 0.0) if i is j else self._coupling(i, j, shares) for j in tasks]
+                for i in tasks
+            ]
+        )
+        heat = couplings[:, :, 2].sum(axis=1).tolist()
+        cost = np.array([self._cost(*each) for each in zip(tasks, heat, strict=True)])
+        use = np.array([task[0] for task in tasks])
+        running = crowd(use, cost, couplings[:, :, 0], couplings[:, :, 1])
+        return [float(rate) for rate in running / use]
 
-    def _couplings(
-        self, demands: Sequence[Demand], use: Sequence[float]
-    ) -> tuple[list[float], list[list[float]], list[list[float]]]:
-        """Return 1 + P_i, and by i and j what slows i's own progress and what it yields, per x_j."""
+    def _running(self, demand: Demand) -> Running:
+        seconds, busy, _, _, kernels, share, overhead, compute, memory, _ = demand
+        mix = compute / (compute + memory) if compute > 0.0 else 0.0
+        spread = self._beside.memory_spread
+        need = spread + (1.0 - spread) * mix / COMPUTE_BOUND if mix < COMPUTE_BOUND else 1.0
+        return Running(
+            busy / seconds,
+            overhead / busy,
+            busy / kernels if kernels > 0.0 else busy,
+            mix,
+            share,
+            min(need, share),
+        )
+
+    def _coupling(self, one: Running, two: Running, shares: float) -> tuple[float, float, float]:
+        """Return what slows *one* and what it yields, per x of *two*, and the SMs that *two* heats.
+
+        The overhead that follows one's kernels is no longer for what they yield: a term of the
+        slow-down takes it out.
+        """
+        _, idle, tau, mix, own, _ = one
+        use, _, other_tau, _, other, need = two
         b = self._beside
-        tasks = []
-        shares = 0.0
-        for _, busy, _, _, kernels, share, _, compute, memory, _ in demands:
-            mix = compute / (compute + memory) if compute > 0.0 else 0.0
-            need = b.memory_spread + (1.0 - b.memory_spread) * min(1.0, mix / COMPUTE_BOUND)
-            tasks.append((mix, min(share, need), share, busy / kernels if kernels > 0 else busy))
-            shares += share
-        cost, slower, yields = [], [], []
-        for i, (mix, _, own, tau) in enumerate(tasks):
-            wait = b.wait[0] + (b.wait[1] - b.wait[0]) * mix
-            contention = b.contention * (1.0 - mix)
-            hot = own
-            slows, gives = [], []
-            for j, (_, need, other, other_tau) in enumerate(tasks):
-                if j == i:
-                    slows.append(0.0)
-                    gives.append(0.0)
-                    continue
-                shared = overlap(own, other, shares)
-                needed = (own + need - 1.0) / own
-                slow = contention * (1.0 - shared)
-                if shared > 0.0:
-                    ratio = (other_tau / tau) ** b.wait_exponent
-                    slow += wait * shared**b.wait_overlap * ratio
-                slows.append(slow)
-                gives.append(b.yielded * needed**b.yield_overlap if needed > 0.0 else 0.0)
-                hot += use[j] * min(other, 1.0 - own)
-            power = b.power[0] + (b.power[1] - b.power[0]) * mix
-            cooler = self._speed(own) / self._speed(hot) - 1.0 if own < hot else 0.0
-            cost.append(1.0 + power * cooler)
-            slower.append(slows)
-            yields.append(gives)
-        return cost, slower, yields
+        apart, met, hotter = self._meeting(own, other, shares)
+        slow = b.contention * (1.0 - mix) * apart
+        if met > 0.0:
+            wait, most = b.wait
+            slow += (wait + (most - wait) * mix) * met * (other_tau / tau) ** b.wait_exponent
+        needed = (own + need - 1.0) / own
+        give = b.yielded * needed**b.yield_overlap if needed > 0.0 else 0.0
+        return slow - idle * give, give, use * hotter
 
-    def _speed(self, share: float) -> float:
+    def _find_meeting(self, own: float, other: float, shares: float) -> tuple[float, float, float]:
+        """Return what depends on shares alone.
+
+        The part of a neighbour's kernels on other SMs, the weight of the wait for those on the
+        same, and the SMs that a task may not use and its neighbour may.
+        """
+        shared = overlap(own, other, shares)
+        met = shared**self._beside.wait_overlap if shared > 0.0 else 0.0
+        return 1.0 - shared, met, min(other, 1.0 - own)
+
+    def _cost(self, task: Running, heat: float) -> float:
+        """Return 1 + P_i + h_i: what a second of kernels takes beside others that only heat."""
+        cost = 1.0 + task[1]
+        if heat > 0.0:
+            own = task[4]
+            power, most = self._beside.power
+            cooler = self._speed(own) / self._find_speed(own + heat) - 1.0
+            cost += (power + (most - power) * task[3]) * cooler
+        return cost
+
+    def _find_speed(self, share: float) -> float:
         """The speed of one SM where *share* of them work, over that where all do: power limits it."""
         if share >= 1.0:
             return 1.0
@@ -169,45 +218,6 @@ class Spatial(Sharing):
 
 
 COMPUTE_BOUND = 0.6  # of a step's time at the data sheet's limits: its kernels want every SM
-LEAST = 0.02  # part of the time that a task's kernels run, however many are beside it
-ROUNDS = 40  # of the iteration for three tasks and more, which halves its error in each
-
-
-def _pair(
-    use: Sequence[float],
-    cost: Sequence[float],
-    slower: Sequence[Sequence[float]],
-    yields: Sequence[Sequence[float]],
-) -> tuple[float, float]:
-    """Return the x of two tasks: the root of a quadratic, unless the host holds one of them back."""
-    (c, d), (a, b), (y, z) = cost, (slower[0][1], slower[1][0]), (yields[0][1], yields[1][0])
-    # x*(c + a*w) = 1 - y*w and w*(d + b*x) = 1 - z*x, w put into the first.
-    square, linear, constant = c * b - a * z, c * d + a - b - y * z, y - d
-    root = sqrt(max(linear * linear - 4.0 * square * constant, 0.0))
-    x = -2.0 * constant / (linear + root) if linear + root > 0.0 else use[0]
-    x = min(max(x, LEAST), use[0])
-    w = min(max((1.0 - z * x) / (d + b * x), LEAST), use[1])
-    return min(max((1.0 - y * w) / (c + a * w), LEAST), use[0]), w
-
-
-def _crowd(
-    use: Sequence[float],
-    cost: Sequence[float],
-    slower: Sequence[Sequence[float]],
-    yields: Sequence[Sequence[float]],
-) -> list[float]:
-    """Return the x of several tasks, by damped iteration."""
-    x = [min(1.0 / len(use), most) for most in use]
-    for _ in range(ROUNDS):
-        x = [
-            0.5 * own
-            + 0.5
-            * min(
-                max((1.0 - sum(map(mul, gives, x))) / (c + sum(map(mul, slows, x))), LEAST), most
-            )
-            for own, most, c, slows, gives in zip(x, use, cost, slower, yields, strict=True)
-        ]
-    return x
 
 
 def overlap(own: float, other: float, shares: float) -> float:

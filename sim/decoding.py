@@ -181,8 +181,8 @@ class Decoder:
     def _state_demand(self, task: Task, cost: StepCost, steps: int) -> int:
         """Say what the batch asks of the GPU, and for how many of the `steps` that holds.
 
-        It is that of contexts an eighth longer, so that no step until then moves more bytes than it
-        says: a decode step's traffic per second grows with its context.
+        It is that of contexts an eighth longer, or of those now, whichever moves more bytes per
+        second: with its context a decode step's traffic per second rises all the way, or falls.
         """
         batch = self.batch
         if (
@@ -190,7 +190,9 @@ class Decoder:
             or batch.size != self._stated_size
             or batch.attended >= self._stated_until
         ):
-            self._stated = cost.demand(REREAD * batch.attended)
+            alone = cost.gpu + cost.overhead
+            rises = cost.bytes_per_token * alone >= cost.bytes * cost.gpu_per_token
+            self._stated = cost.demand((REREAD if rises else 1.0) * batch.attended)
             self._stated_size = batch.size
             self._stated_until = REREAD * batch.attended
         task.demand = self._stated

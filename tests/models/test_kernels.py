@@ -162,13 +162,15 @@ def test_a_mixed_step_may_slow_decoding() -> None:
 
 
 def test_whole_device_grids_pay_for_their_second_wave() -> None:
-    """In a green context a grid of more than one wave takes `second_wave` longer."""
+    """On a part s of the SMs as a green context a grid of several waves takes s `second_wave` longer."""
     profile = PLAIN.with_values(second_wave=0.5, gemm_start=0.0)
     mps, green = (
         KernelModel(A100, profile, "bfloat16", sm_share=0.5, whole_device_grids=grids)
         for grids in (False, True)
     )
-    assert green.gemm(8192, 8192, 8192) == pytest.approx(1.5 * mps.gemm(8192, 8192, 8192), rel=0.02)
+    assert green.gemm(8192, 8192, 8192) == pytest.approx(
+        1.25 * mps.gemm(8192, 8192, 8192), rel=0.02
+    )
     assert green.gemm(1, 64, 4096) == mps.gemm(1, 64, 4096)
 
 

@@ -71,7 +71,7 @@ def test_data_sheets_borrow_the_sharing_parameters_of_the_fit() -> None:
     """What a data sheet calls borrowed is the H200's value to three digits, fits of kernels too."""
     fit, sheet = profile_for("h200"), profile_for("l4")
     borrowed = [name for name, p in sheet.parameters.items() if p.source.startswith("borrowed")]
-    assert {"quantum", "wait_compute", "contention_memory", "stream_priority"} <= set(borrowed)
+    assert {"quantum", "wait_compute", "yielded", "power_compute", "kv_knee"} <= set(borrowed)
     for name in borrowed:
         assert sheet.value(name) == pytest.approx(fit.value(name), rel=5e-3)
 

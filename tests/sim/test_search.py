@@ -89,7 +89,7 @@ def test_no_capacity_beyond_the_rate_of_completions() -> None:
 
 def test_the_rate_meets_the_target_and_15_percent_more_does_not() -> None:
     """The answer is a rate that simulates to 90 % or more, and is close to the edge."""
-    trace, goodput = preset("azure-conv", num_prompts=600), {"ttft": 0.5, "tpot": 0.05}
+    trace, goodput = preset("azure-conv", num_prompts=600), {"ttft": 0.2, "tpot": 0.03}
     found = capacity(continuous(), trace, LLAMA, H200, goodput=goodput)
     shares = [
         simulate(trace.scale(rate / trace.rate), continuous(), LLAMA, H200).attainment(goodput)

@@ -82,7 +82,7 @@ def _times(row: Sequence[Callable[[], Any]], device: torch.device) -> list[float
             graph.replay()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3 / count / len(row)
+        return float(start.elapsed_time(end)) / 1e3 / count / len(row)
 
     seconds(1)
     count = max(1, ceil(BURST_S / (seconds(1) * len(row))))

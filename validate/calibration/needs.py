@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _GEMM = "GEMMs of a model's shapes"
+_PAIRS = "prefill and decode beside each other under MPS"
 _ALONE = "a phase alone on shares of the SMs (MPS percentages or green contexts)"
 
 NEEDS: Mapping[str, str] = {
@@ -23,6 +24,7 @@ NEEDS: Mapping[str, str] = {
     "mixed_decode": "attention of steps that decode beside prompts",
     "sampling_start": "sampling for few sequences",
     "sampling_passes": "sampling for large batches",
+    "sustained": "steps of long prompts that follow each other, beside GEMMs timed one by one",
     "kernel_gap": "CUDA graphs of many empty or short kernels",
     "launch_host": "eager steps of a small model, bound by the host",
     "step_overhead": "an engine's decode steps: time per token above that of the kernels",
@@ -31,17 +33,23 @@ NEEDS: Mapping[str, str] = {
     "generate_overhead": "batches of Hugging Face's generate in one process",
     "compute_knee": f"{_ALONE}: prefill",
     "compute_bend": f"{_ALONE}: prefill, at four shares or more",
-    "bandwidth_knee": f"{_ALONE}: decode",
+    "bandwidth_knee": f"{_ALONE}: decode of short contexts",
     "bandwidth_bend": f"{_ALONE}: decode, at four shares or more",
+    "kv_knee": f"{_ALONE}: decode of large batches with long contexts",
     "quantum": "two processes that take turns without MPS",
     "switch": "two processes that take turns without MPS, of short and of long kernels",
     "slice_hold": "two processes that take turns without MPS, one of them bound by its host",
-    "contention_memory": "decode beside prefill on SMs of its own (MPS percentages that sum to 100)",
-    "contention_compute": "prefill beside decode on SMs of its own (MPS percentages that sum to 100)",
-    "wait_memory": "decode beside prefill under MPS without limits",
-    "wait_compute": "prefill beside decode under MPS without limits",
-    "stream_priority": "prefill and decode on two streams, decode's with the higher priority",
-    "second_wave": "prefill alone on a green context",
+    "wait_memory": f"{_PAIRS} without limits: decode's rate",
+    "wait_compute": f"{_PAIRS} without limits: the rate of prefills, beside prefills too",
+    "wait_exponent": f"{_PAIRS} without limits, prompts of several lengths",
+    "wait_overlap": f"{_PAIRS}, at limits that sum to more than 100 %",
+    "yielded": f"{_PAIRS}: two of the same phase, and two whose kernels last as long",
+    "yield_overlap": f"{_PAIRS}, at several limits for prefill beside decode without one",
+    "memory_spread": f"{_PAIRS}: decode at several limits beside prefill without one",
+    "contention": f"{_PAIRS}, at limits that sum to 100 %: decode's rate",
+    "power_memory": f"{_PAIRS}, at small limits for decode: decode's rate",
+    "power_compute": f"{_PAIRS}, at limits that sum to 100 %: prefill's rate",
+    "second_wave": "prefill alone on green contexts of several sizes",
     "context_bytes": "device memory before and after a process opens its CUDA context",
     "activation_factor": "peak memory of the largest step",
     "startup": "the start of one process, models excluded",

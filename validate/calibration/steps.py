@@ -79,7 +79,7 @@ def rows_of(records: Iterable[Mapping[str, Any]], sms: int) -> list[StepRow]:
 def _share(lane: Mapping[str, Any], sms: int) -> float:
     if lane["sm_percent"] is None:
         return 1.0
-    return min(1.0, lane["sms"] / sms if lane["sms"] else lane["sm_percent"] / 100)
+    return min(1.0, float(lane["sms"] / sms if lane["sms"] else lane["sm_percent"] / 100))
 
 
 class Predictor:

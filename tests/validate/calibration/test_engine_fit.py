@@ -75,12 +75,14 @@ def test_single_requests_give_back_what_they_can_tell() -> None:
 
 
 def test_a_sweep_under_load_predicts_loads_that_were_not_fitted() -> None:
-    """Light loads of a known engine predict its time per token and its throughput at saturation."""
+    """Loads that a known engine keeps up with predict its time per token and its throughput at
+    saturation, if one of them is heavy enough for its GEMMs to count.
+    """
     known = replace(sheet_profile("h100-sxm"), graphed_prefill=True).with_values(
         step_overhead=0.002, gemm_efficiency=0.7, request_overhead=0.012, sequence_overhead=2e-5
     )
     names = ("median_ttft", "median_tpot", "request_throughput")
-    light = [Load(300, 40, rate=rate, requests=200) for rate in (2.0, 15.0, 30.0)]
+    light = [Load(300, 40, rate=rate, requests=200) for rate in (2.0, 15.0, 40.0)]
     heavy = [Load(300, 40, concurrency=96, rate=inf, requests=400)]
     start = replace(sheet_profile("h100-sxm"), graphed_prefill=True)
     fit = fit_engine(rows_of(light, LOADED, known, names), LOADED, start)
