@@ -41,25 +41,41 @@ def gemm_correction(left: pd.DataFrame) -> Correction:
 def prompt_correction(left: pd.DataFrame) -> Correction:
     """Return the factors of every head shape over new tokens and spread.
 
-    Where a chunk size was not measured at a spread, it has the factor of the nearest that was.
+    Where a chunk size was not measured at a spread, it has the factor of the nearest that was. A
+    size measured at one spread only (whole prompts) says nothing of others: it takes theirs from
+    the sizes around it, and a shape without any takes how the factors change from the other shapes.
     """
     left = left.assign(spread=left["batch"] * (left["new"] + left["cached"]) / left["new"])
     news = _thinned(np.unique(left["new"]))
     most = int(np.ceil(np.log2(left["spread"].max())))
     spreads = np.asarray(2.0 ** np.arange(most + 1), dtype=float)
-    shapes, factors = [], []
-    for shape, chosen in groups(left, HEADS):
-        rows = left.iloc[chosen]
-        sizes = sorted(rows["new"].unique())
-        by_size = []
-        for size in sizes:
-            same = rows[rows["new"] == size].groupby("spread")["factor"].median()
-            by_size.append(np.log(_interpolated(spreads, same.index, same)))
-        grid = np.array(by_size)
-        filled = [np.interp(np.log(news), np.log(sizes), column) for column in grid.T]
-        shapes.append(shape)
-        factors.append(np.exp(np.array(filled).T).ravel())
-    return _correction(shapes, [news, spreads], factors)
+    grids = {
+        shape: _prompt_grid(left.iloc[chosen], news, spreads)
+        for shape, chosen in groups(left, HEADS)
+    }
+    known = [grid - grid[:, :1] for grid, several in grids.values() if several]
+    change = np.mean(known, axis=0) if known else np.zeros((len(news), len(spreads)))
+    factors = [
+        np.exp(grid if several else grid[:, :1] + change).ravel()
+        for grid, several in grids.values()
+    ]
+    return _correction(list(grids), [news, spreads], factors)
+
+
+def _prompt_grid(rows: pd.DataFrame, news: Array, spreads: Array) -> tuple[Array, bool]:
+    """Return log-factors over sizes and spreads, and whether any size has several spreads."""
+    sizes = np.unique(rows["new"])
+    by_size, several = [], []
+    for size in sizes:
+        same = rows[rows["new"] == size].groupby("spread")["factor"].median()
+        by_size.append(np.log(_interpolated(spreads, same.index, same)))
+        several.append(len(same) > 1)
+    grid, whole = np.array(by_size), np.ones(len(sizes), dtype=bool)
+    columns = []
+    for place, spread in enumerate(spreads):
+        used = np.array(several) if spread > 1.0 and any(several) else whole
+        columns.append(np.interp(np.log(news), np.log(sizes[used]), grid[used, place]))
+    return np.array(columns).T, any(several)
 
 
 def decode_lines(frame: pd.DataFrame) -> dict[Key, Line]:
