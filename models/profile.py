@@ -46,7 +46,9 @@ PARAMETERS: Mapping[str, Meaning] = {
     "attention_start": Meaning("time of an attention kernel without work", "s", 0.0, 1e-3),
     "decode_block": Meaning("decode attention of one sequence and KV head", "s", 0.0, 1e-3),
     "mixed_decode": Meaning("factor on decode attention in steps with prompts", "1", 0.5, 16.0),
-    "sustained": Meaning("arithmetic that power adds where GEMMs go on and on, at peak", "1", 0.0, 2.0),
+    "sustained": Meaning(
+        "arithmetic that power adds where GEMMs go on and on, at peak", "1", 0.0, 2.0
+    ),
     "sampling_start": Meaning("time of the sampling kernels without work", "s", 0.0, 1e-2),
     "sampling_passes": Meaning("passes of sampling over float32 logits", "1", 0.0, 64.0),
     "kernel_gap": Meaning("device time between two kernels", "s", 0.0, 1e-3),
@@ -67,7 +69,9 @@ PARAMETERS: Mapping[str, Meaning] = {
     "wait_compute": Meaning("the same for a kernel bound by arithmetic", "1", 0.0, 16.0),
     "wait_exponent": Meaning("how that grows with the time of the neighbour's", "1", 0.0, 2.0),
     "wait_overlap": Meaning("how it falls with the part of the SMs shared", "1", 0.0, 16.0),
-    "yielded": Meaning("part of the time of a neighbour's kernels that a step loses", "1", 0.0, 1.0),
+    "yielded": Meaning(
+        "part of the time of a neighbour's kernels that a step loses", "1", 0.0, 1.0
+    ),
     "yield_overlap": Meaning("how that falls with the part of the SMs needed", "1", 0.0, 16.0),
     "memory_spread": Meaning("share of the SMs that a memory-bound step needs", "1", 0.01, 1.0),
     "contention": Meaning("slow-down of memory-bound steps by others on other SMs", "1", 0.0, 4.0),

@@ -81,8 +81,11 @@ class TimeSlice(Sharing):
             wanted.append(held / seconds)
             turns.append(held / max(1.0, held / self.quantum + 0.5))
         useful = sum(turns)
-        capacity = useful / (useful + self.switch * len(demands))
-        given = water_fill(wanted, turns, capacity)
+        given = water_fill(wanted, turns, useful / (useful + self.switch * len(demands)))
+        # Who is satisfied takes fewer turns, and nobody switches but from another's turn.
+        often = [got / turn for got, turn in zip(given, turns, strict=True)]
+        switches = sum(min(own, sum(often) - own) for own in often)
+        given = water_fill(wanted, turns, 1.0 - self.switch * switches)
         return [got / want if want > 0.0 else 1.0 for got, want in zip(given, wanted, strict=True)]
 
 
@@ -202,9 +205,7 @@ def _crowd(
         x = [
             0.5 * own
             + 0.5
-            * min(
-                max((1.0 - sum(map(mul, gives, x))) / (c + sum(map(mul, slows, x))), LEAST), most
-            )
+            * min(max((1.0 - sum(map(mul, gives, x))) / (c + sum(map(mul, slows, x))), LEAST), most)
             for own, most, c, slows, gives in zip(x, use, cost, slower, yields, strict=True)
         ]
     return x

@@ -27,9 +27,7 @@ def test_a_pair_is_read_as_two_lanes(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text(f"{HEADER}\nmps,75,25,512,16,1024,50.5,100.25\nmps,75,25,,1,1024,,157.5\n")
     decode = Load(LLM, batch=16, context=1024)
-    pair = StepRow(
-        "mps", (Load(LLM, prompts=1, tokens=512), decode), (0.75, 0.25), (50.5, 100.25)
-    )
+    pair = StepRow("mps", (Load(LLM, prompts=1, tokens=512), decode), (0.75, 0.25), (50.5, 100.25))
     alone = StepRow("mps", (Load(LLM, batch=1, context=1024),), (0.25,), (157.5,))
     assert read_corun(path) == [pair, alone]
 

@@ -66,14 +66,13 @@ def test_a_phase_that_was_not_measured_alone_is_named() -> None:
 def test_host_time_of_one_process_and_of_many_predicts_those_between() -> None:
     """Rates made by a known host time, growing with the processes, are given back."""
     truth = PROFILE.with_values(step_overhead=3e-3)
-    rows = []
+    rows: list[GenerateRow] = []
     for n in (1, 2, 4, 8):
         row = batch("mps", n)
         rows.append(replace(row, rate=generate_rate(row, H200, truth, 1.0 + 0.05 * (n - 1))))
     found = generate(rows, H200, PROFILE)
     assert [row.quantity for row in found] == ["mps, 2 processes", "mps, 4 processes"]
-    for row in found:
-        assert row.predicted == pytest.approx(row.measured, rel=1e-6)
+    assert [row.predicted for row in found] == pytest.approx([row.measured for row in found])
 
 
 def test_generate_needs_one_process_and_several() -> None:
