@@ -63,10 +63,11 @@ class Exclusive(Sharing):
 class TimeSlice(Sharing):
     """Processes without MPS take turns: one context is resident at a time.
 
-    A turn lasts *quantum* seconds and ends with the kernel then in flight, so that long kernels
-    win longer turns; each turn costs *switch* more. Turns are dealt by water-filling: a process
-    that needs less than its part yields the rest. It holds its turn through *hold* of the gaps in
-    which it waits for its host's launches, and yields between two steps.
+    A turn lasts *quantum* seconds, or until the step ends: the host launches the next one only
+    then. A step that holds the device for b seconds thus takes b/quantum + 1/2 turns on average,
+    one at least, and each turn costs *switch* more. Processes alternate, so that time is dealt by
+    their mean turns, by water-filling: who needs less than its part yields the rest. *hold* is the
+    part of its launch gaps through which a process keeps its turn.
     """
 
     regime = "time_slice"
@@ -78,14 +79,16 @@ class TimeSlice(Sharing):
 
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
         wanted, turns = [], []
-        for seconds, busy, _, _, kernels, _, overhead, _, _, _ in demands:
-            waiting = seconds - overhead - busy
-            held = self.hold * waiting if waiting > 0.0 else 0.0
-            wanted.append((busy + held) / seconds)
-            turns.append(self.quantum + (busy / kernels if kernels > 0.0 else 0.0))
+        for seconds, busy, _, _, _, _, overhead, _, _, _ in demands:
+            held = busy + self.hold * max(0.0, seconds - overhead - busy)
+            wanted.append(held / seconds)
+            turns.append(held / max(1.0, held / self.quantum + 0.5))
         useful = sum(turns)
-        capacity = useful / (useful + self.switch * len(demands))
-        given = water_fill(wanted, turns, capacity)
+        given = water_fill(wanted, turns, useful / (useful + self.switch * len(demands)))
+        # Who is satisfied takes fewer turns, and nobody switches but from another's turn.
+        often = [got / turn for got, turn in zip(given, turns, strict=True)]
+        switches = sum(min(own, sum(often) - own) for own in often)
+        given = water_fill(wanted, turns, 1.0 - self.switch * switches)
         return [got / want if want > 0.0 else 1.0 for got, want in zip(given, wanted, strict=True)]
 
 

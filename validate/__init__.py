@@ -1,7 +1,7 @@
 """The same deployments on a real device, calibration, and predictions held against measurements.
 
-`execute` runs a deployment for real, in processes; `corun` reads measured rates of phases that
-share a GPU and predicts them; `corun_fit` fits a profile to them.
+`execute` runs a deployment for real, in processes; `calibration` fits profiles to measurements and
+judges them by others.
 """
 
 from __future__ import annotations

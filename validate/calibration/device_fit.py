@@ -78,7 +78,7 @@ STAGES = (
     ),
     Stage(
         "phases in turns",
-        {"switch": 2e-5, "quantum": 3e-4, "slice_hold": 0.7},
+        {"switch": 2e-4, "quantum": 3e-3, "slice_hold": 0.5},
         lambda row: not row.alone and row.sharing == "time_slice",
         NOISE_BESIDE,
     ),
