@@ -142,6 +142,18 @@ def _noise(rows: Sequence[StepRow]) -> list[Score]:
     return [score("noise of a repetition", errors)]
 
 
+def of_calibration(h200: H200, folder: Path) -> Profile:
+    """The profile with its law of sharing fitted to the pairs of calibration.jsonl alone."""
+    rows = rows_of(read_raw(folder / "calibration.jsonl")[1].values(), h200.sheet.sms)
+    profile = h200.profile
+    for stage in STAGES:
+        if stage.noise == NOISE_BESIDE:
+            chosen = [row for row in rows if stage.rows(row)]
+            observed = beside(chosen, h200.sheet, profile)
+            profile = fit(profile, stage.start, observed, noise=stage.noise).profile
+    return profile
+
+
 # Ablation -----------------------------------------------------------------------------------------
 
 # What stands for the law without an effect, and the parameters that go with it.
