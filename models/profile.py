@@ -70,6 +70,7 @@ PARAMETERS: Mapping[str, Meaning] = {
     "yielded": Meaning("part of the time of neighbours' kernels that a step loses", "1", 0.0, 0.95),
     "yield_overlap": Meaning("how that falls with the part of the SMs needed", "1", 0.0, 16.0),
     "memory_spread": Meaning("share of the SMs that a memory-bound step needs", "1", 0.01, 1.0),
+    "crowding": Meaning("slow-down of arithmetic by each neighbour after the first", "1", 0.0, 4.0),
     "contention": Meaning("slow-down of memory-bound steps by others on other SMs", "1", 0.0, 4.0),
     "power_memory": Meaning("part of a step's time that a falling clock stretches", "1", 0.0, 4.0),
     "power_compute": Meaning("the same for a step bound by arithmetic", "1", 0.0, 4.0),

@@ -105,6 +105,7 @@ class Beside(NamedTuple):
     power: tuple[float, float]
     knee: float
     bend: float
+    crowding: float
 
 
 class Running(NamedTuple):
@@ -157,6 +158,7 @@ class Spatial(Sharing):
         )
         heat = couplings[:, :, 2].sum(axis=1).tolist()
         cost = np.array([self._cost(*each) for each in zip(tasks, heat, strict=True)])
+        cost *= [self._crowding(task, tasks, shares) for task in tasks]
         use = np.array([task[0] for task in tasks])
         running = crowd(use, cost, couplings[:, :, 0], couplings[:, :, 1])
         return [float(rate) for rate in running / use]
@@ -202,6 +204,15 @@ class Spatial(Sharing):
         shared = overlap(own, other, shares)
         met = shared**self._beside.wait_overlap if shared > 0.0 else 0.0
         return 1.0 - shared, met, min(other, 1.0 - own)
+
+    def _crowding(self, task: Running, tasks: Sequence[Running], shares: float) -> float:
+        """Return how much longer kernels bound by arithmetic take that meet more than one neighbour."""
+        met = sum(
+            other.use * (1.0 - self._meeting(task.share, other.share, shares)[0])
+            for other in tasks
+            if other is not task
+        )
+        return 1.0 + self._beside.crowding * task.mix * max(0.0, met - 1.0)
 
     def _cost(self, task: Running, heat: float) -> float:
         """Return 1 + P_i + h_i: what a second of kernels takes beside others that only heat."""
@@ -282,6 +293,7 @@ def sharing_for(regime: str, profile: Profile) -> Sharing:
                 (value("power_memory"), value("power_compute")),
                 value("compute_knee"),
                 value("compute_bend"),
+                value("crowding"),
             ),
         )
     raise unknown_name("sharing", regime, REGIMES)

@@ -21,7 +21,7 @@ SHARED = st.sampled_from([regime for regime in REGIMES if regime != "exclusive"]
 SPATIAL = st.sampled_from(["mps", "streams", "green_contexts"])
 SHARING = ("quantum", "switch", "slice_hold", "wait_memory", "wait_compute", "wait_exponent")
 SHARING += ("wait_overlap", "yielded", "yield_overlap", "memory_spread", "contention")
-SHARING += ("power_memory", "power_compute", "compute_knee", "compute_bend")
+SHARING += ("power_memory", "power_compute", "compute_knee", "compute_bend", "crowding")
 VALUES = st.fixed_dictionaries(
     {name: st.floats(PARAMETERS[name].lower, PARAMETERS[name].upper) for name in SHARING}
 )
@@ -238,6 +238,18 @@ def test_one_more_prefill_never_speeds_decode_up(profile: Profile, share: float)
     for fewer, more in pairwise(rates):
         assert more[0] <= fewer[0] * (1 + 1e-9)
         assert more[1] <= fewer[1] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_crowding_costs_arithmetic_from_the_second_neighbour_on(processes: int) -> None:
+    """A crowd slows its prefills by each neighbour after the first, and a pair not at all."""
+    easy = profile_for("h200").with_values(crowding=0.0)
+    hard = profile_for("h200").with_values(crowding=0.5)
+    tasks = [prefill(easy, 1500), *[decode(easy, 16)] * (processes - 1)]
+    before = sharing_for("mps", easy).rates(tasks)
+    after = sharing_for("mps", hard).rates(tasks)
+    assert (after[0] < before[0] * 0.99) == (processes > 2)
+    assert processes > 2 or after == before
 
 
 def test_longer_prefill_kernels_starve_decode_under_mps_without_limits() -> None:

@@ -164,6 +164,7 @@ EFFECTS: Mapping[str, Mapping[str, float]] = {
     "nothing is yielded": {"yielded": 0.0},
     "no contention on other SMs": {"contention": 0.0},
     "no power shared": {"power_memory": 0.0, "power_compute": 0.0},
+    "further neighbours cost no more than the first": {"crowding": 0.0},
     "waits in proportion to the overlap": {"wait_overlap": 1.0},
     "memory-bound steps want all their SMs": {"memory_spread": 1.0},
 }

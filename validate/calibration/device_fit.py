@@ -95,6 +95,7 @@ STAGES = (
             "wait_overlap": 3.5,
             "memory_spread": 0.5,
             "yield_overlap": 0.4,
+            "crowding": 0.2,
         },
         lambda row: not row.alone and row.sharing in SPATIAL,
         NOISE_BESIDE,

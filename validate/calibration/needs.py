@@ -46,6 +46,7 @@ NEEDS: Mapping[str, str] = {
     "yielded": f"{_PAIRS}: two of the same phase, and two whose kernels last as long",
     "yield_overlap": f"{_PAIRS}, at several limits for prefill beside decode without one",
     "memory_spread": f"{_PAIRS}: decode at several limits beside prefill without one",
+    "crowding": "prefill beside two and three others under MPS",
     "contention": f"{_PAIRS}, at limits that sum to 100 %: decode's rate",
     "power_memory": f"{_PAIRS}, at small limits for decode: decode's rate",
     "power_compute": f"{_PAIRS}, at limits that sum to 100 %: prefill's rate",
