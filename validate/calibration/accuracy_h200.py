@@ -128,10 +128,11 @@ def _named(
 
 
 def _noise(rows: Sequence[StepRow]) -> list[Score]:
-    """Each repetition against the mean of the others, by whether launches matter."""
+    """Each repetition against the mean of the others, whoever waits for its host included."""
     repeated: dict[str, list[StepRow]] = {}
     for row in rows:
-        repeated.setdefault(f"{row.sharing}: {row.title}", []).append(row)
+        models = [load.llm for load in row.loads]
+        repeated.setdefault(f"{row.sharing}: {row.title} {models}", []).append(row)
     errors = []
     for group in repeated.values():
         for place, row in enumerate(group):

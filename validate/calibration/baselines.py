@@ -14,6 +14,7 @@ from splitwiser.models.cost import Demand
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.kernels import saturation
 from splitwiser.models.profile import Profile
+from splitwiser.validate.calibration.device_fit import hosts_of
 from splitwiser.validate.calibration.steps import Predictor, StepRow
 
 Floats = NDArray[np.float64]
@@ -89,7 +90,7 @@ def _regressed(
     matrix: dict[str, list[list[float]]] = {}
     target: dict[str, list[float]] = {}
     for row in rows:
-        demands = model.demands(row)
+        demands = model.demands(row, hosts_of(row, sheet))  # as the law of sharing is fitted
         for place, (demand, rate) in enumerate(zip(demands, row.rates, strict=True)):
             others = [other for at, other in enumerate(demands) if at != place]
             slow = 1.0 / (rate * demand.seconds)

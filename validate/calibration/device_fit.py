@@ -1,8 +1,8 @@
 """The profile of a device from the raw measurements of its calibration.
 
-Four stages, each on what the one before left: single kernels; phases alone on the whole device;
-phases alone on shares of the SMs; phases beside each other. What no row decides keeps the value of
-the start profile.
+Five stages, each on what the one before left: single kernels; phases alone on the whole device;
+phases alone on shares of the SMs; phases in turns; phases beside each other. What no row decides
+keeps the value of the start profile.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def _cross_validated(
 ) -> dict[str, Errors]:
     """The errors of rows predicted by fits that saw no prompt of their lengths, by group.
 
-    Each such fit begins at the whole one's values.
+    Each such fit begins at the whole one's values, at the first guess where that is zero.
     """
     lengths = sorted({_length(row) for row in rows})
     fold_of = {length: str(place % FOLDS) for place, length in enumerate(lengths)}
