@@ -20,7 +20,7 @@ from splitwiser.models.gpu import gpu
 from splitwiser.models.profile import BUILT_IN, Parameter, Profile, load_profile, sheet_profile
 from splitwiser.validate.calibration.calibrate import CARDS, HOST, LAUNCHES, MEMORY, calibration
 from splitwiser.validate.calibration.calibration import Calibration
-from splitwiser.validate.calibration.device_fit import fit_device
+from splitwiser.validate.calibration.device_fit import STAGES, fit_device
 from splitwiser.validate.calibration.held_out import split
 from splitwiser.validate.calibration.picture import picture
 from splitwiser.validate.calibration.raw import read_raw
@@ -47,7 +47,13 @@ def h200() -> Calibration:
     before = load_profile(BUILT_IN / "h200.json")
     kept = {name: before.parameters[name] for name in KEPT}
     kept["step_overhead"] = Parameter(0.0, None, AHEAD)
-    start = replace(start, parameters={**start.parameters, **kept})
+    # What the sheet borrows from this fit must not decide it: all of that is fitted, from guesses.
+    guessed = {
+        name: Parameter(value, None, "first guess")
+        for stage in STAGES
+        for name, value in stage.start.items()
+    }
+    start = replace(start, parameters={**start.parameters, **guessed, **kept})
     fitted, _ = split(drawn)
     found = fit_device(list(records.values()), sheet, str(conditions["dtype"]), start, fitted)
     done = calibration(found, "h200", conditions, (HOST, MEMORY, LAUNCHES, CARDS))

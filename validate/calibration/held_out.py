@@ -1,8 +1,9 @@
 """Which of the randomly drawn rows are fitted, and which judge the fit.
 
 The rows come from `benchmarks/heldout.py`. Every other one may be fitted; of those with limits of
-the SMs all that have the limits named here. So no row that judges shares its prompt lengths with
-one that was fitted, nor, where SMs are divided, its split.
+the SMs all that have the limits named here. What has a prompt length beside others that a fitted
+row has too, by chance, judges nothing. So no row that judges shares its prompt lengths with one
+that was fitted, nor, where SMs are divided, its split.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ def split(rows: Sequence[StepRow]) -> tuple[list[StepRow], list[StepRow]]:
         if key not in seen:
             seen[key] = not row.alone and _is_fitted(row, len(seen))
         (fitted if seen[key] else judged).append(row)
-    return fitted, judged
+    lengths = set().union(*map(_lengths, fitted))
+    return fitted, [row for row in judged if row.alone or not _lengths(row) & lengths]
+
+
+def _lengths(row: StepRow) -> set[int]:
+    return {load.tokens for load in row.loads if load.prompts}
 
 
 def _is_fitted(row: StepRow, place: int) -> bool:

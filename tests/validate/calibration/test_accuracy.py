@@ -1,0 +1,122 @@
+"""Errors summed up, and what the committed measurements say of the H200 profile."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitwiser.models.profile import BUILT_IN, load_profile
+from splitwiser.validate.calibration.accuracy import Score, score, scores
+from splitwiser.validate.calibration.accuracy_h200 import H200, alone, corun
+from splitwiser.validate.calibration.baselines import BASELINES
+from splitwiser.validate.calibration.steps import Predictor
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def h200() -> H200:
+    """The committed measurements."""
+    return H200.read(ROOT / "benchmarks" / "h200")
+
+
+@pytest.fixture(scope="module")
+def beside(h200: H200) -> dict[str, Score]:
+    """The errors of what ran beside others."""
+    return {s.group: s for s in corun(h200)}
+
+
+@given(errors=st.lists(st.floats(-0.9, 10.0), min_size=1))
+def test_a_score_is_of_the_sizes_of_errors(errors: list[float]) -> None:
+    """MAPE and p95 are of absolute errors, the bias of signed ones."""
+    found = score("some", errors)
+    assert found.mape == pytest.approx(np.mean(np.abs(errors)))
+    assert found.p95 == pytest.approx(np.quantile(np.abs(errors), 0.95))
+    assert found.bias == pytest.approx(np.mean(errors))
+    assert abs(found.bias) <= found.mape + 1e-12
+
+
+def test_no_rows_have_no_score() -> None:
+    """An empty group is an error, not a zero."""
+    with pytest.raises(ValueError, match="nobody: no rows"):
+        score("nobody", [])
+
+
+def test_groups_lose_no_row() -> None:
+    """Summing up by group counts every row once, in the order of first rows."""
+    found = scores([("b", 0.1), ("a", -0.2), ("b", 0.3)])
+    assert [(s.group, s.n) for s in found] == [("b", 2), ("a", 1)]
+
+
+def test_phases_of_models_never_measured_are_predicted(h200: H200) -> None:
+    """Where the GPU is the limit, phases alone are within 5 % on average and 10 % at the 95th percentile."""
+    whole = alone(h200)[0]
+    assert whole.mape < 0.05
+    assert whole.p95 < 0.10
+
+
+def test_the_law_beats_every_baseline(beside: dict[str, Score]) -> None:
+    """On the same held-out rows no baseline comes near, and nothing beats the noise of a repetition."""
+    rivals = [s for group, s in beside.items() if group.startswith("baseline: ")]
+    assert len(rivals) == len(BASELINES)
+    assert all(s.mape > 1.3 * beside["all"].mape and s.n == beside["all"].n for s in rivals)
+    assert beside["noise of a repetition"].mape < beside["all"].mape
+
+
+def test_baselines_predict_rates(h200: H200) -> None:
+    """Every baseline gives positive rates; without contention they are those of phases alone."""
+    rows = [row for row in h200.judged if not row.alone][::17]
+    model = Predictor(h200.sheet, h200.profile)
+    for name, make in BASELINES.items():
+        rates = make(h200.fitted, h200.sheet, h200.profile)
+        for row in rows:
+            assert min(rates(row)) > 0
+            if name == "contention ignored":
+                assert rates(row) == pytest.approx([1 / d.seconds for d in model.demands(row)])
+
+
+def test_the_command_prints_the_keys_that_are_owed() -> None:
+    """`accuracy.py --json` gives mape, p95 and n of each part, as fractions."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "accuracy.py"), "--only", "alone", "corun"]
+    done = subprocess.run(
+        [*command, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(ROOT / "src"), "PATH": ""},
+    )
+    found = json.loads(done.stdout)
+    assert set(found) == {"alone", "corun"}
+    for part in found.values():
+        assert 0 < part["mape"] < part["p95"] < 1
+        assert part["n"] > 30
+
+
+def test_the_accuracy_page_is_what_the_command_prints(h200: H200) -> None:
+    """docs/accuracy.md holds the numbers of the profile that ships."""
+    page = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    for s in [alone(h200)[0], corun(h200)[0]]:
+        assert f"{s.n} │ {s.mape:>5.1%} │ {s.p95:>5.1%}" in page
+
+
+def test_the_shipped_profile_is_that_of_the_raw_measurements() -> None:
+    """`h200_profile.py` gives the committed parameters again."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "h200_profile.py"), "--json"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(ROOT / "src"), "PATH": ""},
+    )
+    found = json.loads(done.stdout)["parameters"]
+    shipped = load_profile(BUILT_IN / "h200.json")
+    for name, parameter in shipped.parameters.items():
+        assert found[name]["value"] == pytest.approx(parameter.value, rel=1e-3), name

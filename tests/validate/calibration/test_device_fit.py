@@ -1,0 +1,104 @@
+"""The fit of a device's measurements."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from splitwiser.models.gpu import gpu
+from splitwiser.models.profile import Profile, profile_for
+from splitwiser.validate.calibration.device_fit import (
+    NOISE_BESIDE,
+    STAGES,
+    beside,
+    fit_device,
+    hosts_of,
+    observe,
+)
+from splitwiser.validate.calibration.fitting import fit
+from splitwiser.validate.calibration.points import Load
+from splitwiser.validate.calibration.steps import Predictor, StepRow
+
+SHEET = gpu("h200")
+TRUTH = profile_for("h200")
+LLM = "meta-llama/Llama-3.1-8B"
+
+
+def pair(sharing: str, tokens: int, batch: int, shares: tuple[float, float]) -> StepRow:
+    """A prefill beside a decode step, not measured yet; its host is fast."""
+    loads = (Load(LLM, prompts=1, tokens=tokens), Load(LLM, batch=batch, context=1024))
+    return StepRow(sharing, loads, shares, (1.0, 1.0), hosts=(0.0, 0.0))
+
+
+def measured(row: StepRow, profile: Profile) -> StepRow:
+    """The row as a device of this profile would have it."""
+    rates = Predictor(SHEET, profile).rates(row, hosts_of(row, SHEET))
+    return replace(row, rates=tuple(rates))
+
+
+ROWS = [
+    pair(sharing, tokens, batch, shares)
+    for tokens in (300, 1000, 3000)
+    for batch in (1, 32, 128)
+    for sharing, shares in (
+        ("mps", (1.0, 1.0)),
+        ("mps", (0.7, 0.3)),
+        ("mps", (0.8, 0.6)),
+        ("green_contexts", (0.75, 0.25)),
+    )
+]
+
+
+def test_rows_of_a_known_law_give_it_back() -> None:
+    """Pairs made by a known law, with 1 % of noise, give its parameters within 4 standard errors."""
+    truth = TRUTH.with_values(wait_memory=0.8, contention=0.4, wait_exponent=0.5)
+    noise = np.random.default_rng(0).lognormal(0.0, 0.01, (len(ROWS), 2))
+    made = [measured(row, truth) for row in ROWS]
+    rows = [
+        replace(row, rates=tuple(rate * e for rate, e in zip(row.rates, errors, strict=True)))
+        for row, errors in zip(made, noise, strict=True)
+    ]
+    start = {"wait_memory": 0.5, "contention": 0.2, "wait_exponent": 0.7}
+    found = fit(truth, start, beside(rows, SHEET, truth), noise=NOISE_BESIDE)
+    for parameter in found.parameters:
+        assert parameter.stderr is not None
+        assert abs(parameter.value - truth.value(parameter.name)) < 4 * parameter.stderr
+
+
+def test_demands_worked_out_once_predict_the_same() -> None:
+    """For profiles that differ in the law of sharing only, `beside` predicts what `observe` does."""
+    other = TRUTH.with_values(wait_memory=1.0, yielded=0.1, power_compute=0.3, crowding=1.0)
+    rows = [measured(row, TRUTH) for row in ROWS]
+    assert beside(rows, SHEET, TRUTH).predict(other) == pytest.approx(
+        observe(rows, SHEET).predict(other), rel=1e-12
+    )
+
+
+def test_nothing_measured_is_refused() -> None:
+    """Without a measurement that succeeded there is no profile, and one line says so."""
+    failed = {"key": "a", "sharing": "mps", "lanes": [], "error": "out of memory"}
+    for records in ([], [failed]):
+        with pytest.raises(ValueError, match="no measurement succeeded"):
+            fit_device(records, SHEET, "bfloat16", TRUTH)
+
+
+def test_what_no_row_decides_keeps_its_value() -> None:
+    """Pairs alone leave kernels, phases alone and time slices as the start has them."""
+    rows = [measured(row, TRUTH) for row in ROWS]
+    found = fit_device([], SHEET, "bfloat16", TRUTH, rows)
+    fitted = set(STAGES[-1].start)
+    assert {fit.title for fit in found.fits} == {STAGES[-1].title}
+    for name, parameter in found.profile.parameters.items():
+        assert name in fitted or parameter == TRUTH.parameters[name]
+
+
+def test_a_slow_host_that_no_row_tells_does_not_slow_the_law() -> None:
+    """A lane held back by a host of unknown speed tells nothing of the law; its neighbour does."""
+    row = pair("mps", 300, 32, (1.0, 1.0))
+    fast = measured(row, TRUTH)
+    held = replace(fast, rates=(fast.rates[0] / 1.4, fast.rates[1]), hosts=None)
+    assert hosts_of(held, SHEET)[0] == pytest.approx(1.0 / held.rates[0])  # type: ignore[index]
+    seconds = observe([held], SHEET).predict(TRUTH)
+    assert seconds[0] == pytest.approx(1.0 / held.rates[0], rel=0.2)
