@@ -57,7 +57,9 @@ def part_corun() -> tuple[list[Score], list[str]]:
         "Rows: drawn at random, with prompt lengths and (where SMs are divided) splits that no fit saw.",
         "`host aside`: both steps of the pair last longer than any launch was seen to take the host.",
         "Noise: one of three repetitions against the mean of the other two. Baselines are fitted to the",
-        "same rows as the profile, where they have parameters.",
+        "same rows as the profile, where they have parameters. On the other card every row tells its",
+        "host's launches, and they are given to the prediction; `and its power limit`: one parameter,",
+        "`sustained`, is fitted to that card's phases alone, and no pair of it to anything.",
     ]
 
 

@@ -25,6 +25,7 @@ from splitwiser.validate.calibration.device_fit import (
     STAGES,
     beside,
     launches,
+    observe,
 )
 from splitwiser.validate.calibration.fitting import fit
 from splitwiser.validate.calibration.held_out import split
@@ -111,7 +112,18 @@ def corun(h200: H200) -> list[Score]:
     other = [row for row in h200.another if not row.alone and row.repeat == 0]
     known = [error for _, error in _named(other, lambda row: model.rates(row, row.hosts))]
     found.append(score("another card, its host's launches known", known))
+    own = Predictor(h200.sheet, _of_its_phases(h200))
+    named = _named(other, lambda row: own.rates(row, row.hosts))
+    found.append(score("and its power limit: all", [error for _, error in named]))
+    found += scores([(f"and its power limit: {group}", error) for group, error in sorted(named)])
     return found
+
+
+def _of_its_phases(h200: H200) -> Profile:
+    """The profile with the power limit of the other card, from its phases alone."""
+    rows = [row for row in h200.another if row.alone]
+    start = {"sustained": STAGES[0].start["sustained"]}
+    return fit(h200.profile, start, observe(rows, h200.sheet), noise=STAGES[0].noise).profile
 
 
 def _named(
