@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from splitwiser.models.catalogue import llm
 from splitwiser.models.gpu import gpu
+from splitwiser.models.profile import profile_for
 from splitwiser.sim.admission import WATERMARK, Limits, Outputs, routes, split_pools
 from splitwiser.sim.deployment import Deployment, Workers, continuous, replicas, split
 from splitwiser.sim.kv import BlockPool
@@ -42,7 +43,9 @@ def test_requests_are_issued_when_the_simulator_issues_them(limit: int | None) -
         max_concurrency=limit,
     )
     model = llm("facebook/opt-125m")
-    wanted = simulate(trace, continuous(), model, gpu("a10"))
+    # A refusal too takes an engine's `request_overhead`, which no runtime's router has.
+    at_once = profile_for("a10").with_values(request_overhead=0.0)
+    wanted = simulate(trace, continuous(), model, gpu("a10"), at_once)
     arrivals = Arrivals(trace.arrival.tolist(), limit)
     issued: dict[int, float] = {}
     refused = wanted.outcome == 1
