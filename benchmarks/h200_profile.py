@@ -31,8 +31,8 @@ RAW = Path(__file__).parent / "h200"
 COMMAND = "python benchmarks/h200_profile.py --write"
 BORROWED = "borrowed from the fit of one H200 (h200.json)"
 AHEAD = (
-    "none: the runtime launches ahead, and without any the measured TPOT of one engine is met within"
-    " 1 % (benchmarks/h200_deployments, continuous); other engines have their own"
+    "none: the runtime launches ahead (read off one of its engines, benchmarks/h200_deployments,"
+    " continuous); other engines have their own"
 )
 # Of generate, from one process of the public table of an H200 (generate_overhead).
 KEPT = ("generate_overhead",)

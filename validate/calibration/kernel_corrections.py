@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from splitwiser.models.corrections import Correction
+from splitwiser.models.corrections import HEADS, Correction
 from splitwiser.models.profile_file import LEAST
 from splitwiser.validate.calibration.kernel_predict import Array
-from splitwiser.validate.calibration.kernel_table import HEADS, groups
+from splitwiser.validate.calibration.kernel_table import groups
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -245,8 +245,8 @@ def _solve(
         bounds=(lower, upper),
         loss="soft_l1",
         f_scale=NOISE,
-        diff_step=[1e-3]
-        * len(names),  # waves make steps in the times, over which differences have to reach
+        # Waves make steps in the times, over which differences have to reach.
+        diff_step=[1e-3] * len(names),
         max_nfev=40,
     )
     remains = left(solution.x)[:rows]

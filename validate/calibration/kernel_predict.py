@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from splitwiser.models.corrections import HEADS
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.kernels import KernelModel
 from splitwiser.models.llm import DTYPE_BYTES
 from splitwiser.models.profile import Profile
 from splitwiser.models.work import prompt_pairs
-from splitwiser.validate.calibration.kernel_table import HEADS, SAMPLER, KernelTable, groups
+from splitwiser.validate.calibration.kernel_table import SAMPLER, KernelTable, groups
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from splitwiser.models.corrections import HEADS
+
 if TYPE_CHECKING:
     import pandas as pd
 
-HEADS = ("heads", "kv_heads", "head_dim")
 # The columns that tell one kernel from another; `seconds` comes last in every frame.
 # `new` and `cached` are tokens of each of `batch` prompt chunks, `context` the tokens that each of
 # `batch` decoding sequences attends, `bytes` what an element-wise kernel reads and writes.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -157,7 +157,7 @@ def _step(runner: Runner, load: Load, reserve: Ids, seed: int) -> Callable[[], P
     slots = list(range(load.batch))
     if load.batch:
         _seat_tables(runner, load, int(reserve[0]), seed)
-    chunks = _chunks(load, runner, reserve)
+    chunks = _chunks(load, reserve)
     made = 0
 
     def launch() -> Pending:
@@ -179,7 +179,7 @@ def _seat_tables(runner: Runner, load: Load, blocks: int, seed: int) -> None:
         runner.add_blocks(slot, 0, own.tolist())
 
 
-def _chunks(load: Load, runner: Runner, reserve: Ids) -> list[Chunk]:
+def _chunks(load: Load, reserve: Ids) -> list[Chunk]:
     generator = np.random.default_rng(1)
     each = -(-(load.cached + load.tokens) // BLOCK)
     chunks = []
@@ -189,8 +189,3 @@ def _chunks(load: Load, runner: Runner, reserve: Ids) -> list[Chunk]:
         tokens = generator.integers(0, 512, load.tokens, dtype=np.int32)
         chunks.append(Chunk(tokens, load.cached, own, load.tokens - 1, None))
     return chunks
-
-
-def about(sms: int | None, threads: int | None) -> dict[str, Any]:
-    """What a lane tells of itself when it is ready."""
-    return {"sms": sms, "threads": threads}

@@ -18,7 +18,6 @@ from splitwiser.validate.calibration.lane import (
     Done,
     LaneRunner,
     Models,
-    about,
     measured_llm,
     repeat,
 )
@@ -58,7 +57,7 @@ class Booth:
     """One process with lanes: threads of it where there are several, by their places in the stage.
 
     *percents* divides the SMs between its lanes (green contexts); None: streams, or a process
-    alone. *loads* are all that each lane will run; *reserve* is its number among all lanes.
+    alone. *loads* are all that each lane will run.
     """
 
     needs: Needs
@@ -126,7 +125,7 @@ def attend(booth: Booth, connection: Connection) -> None:
         for place, lane in enumerate(runners):
             with lane.on():
                 lane.warm_up(list(booth.loads[place]))
-        connection.send([about(lane.sms, lane.threads) for lane in runners])
+        connection.send([lane.sms or lane.threads for lane in runners])
         prepared: dict[int, Any] = {}
         while True:
             order: Prepare | Window = connection.recv()

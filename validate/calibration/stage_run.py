@@ -169,8 +169,8 @@ class StageRun:
             self._all.send(self._children[booth.places[0]], estate)
         for booth in booths:
             told = self._all.receive(self._children[booth.places[0]])
-            for place, about in zip(booth.places, told, strict=True):
-                self.sms[place] = about["sms"] or about["threads"]
+            for place, share in zip(booth.places, told, strict=True):
+                self.sms[place] = share
 
 
 def _cpu_bytes(device: Device, blocks: dict[str, int]) -> int:
