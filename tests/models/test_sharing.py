@@ -252,6 +252,17 @@ def test_crowding_costs_arithmetic_from_the_second_neighbour_on(processes: int) 
     assert processes > 2 or after == before
 
 
+def test_what_a_neighbours_power_costs_is_paid_on_sms_of_ones_own() -> None:
+    """Apart from each other, tasks slow down by the power of their neighbour, and alone by none."""
+    free = profile_for("h200").with_values(power_memory=0.0, power_compute=0.0)
+    paid = free.with_values(power_memory=0.5, power_compute=0.5)
+    tasks = [prefill(free, 1500, 0.75), decode(free, 16, share=0.25)]
+    before, after = (sharing_for("mps", profile).rates(tasks) for profile in (free, paid))
+    assert after[0] < before[0] * 0.99
+    assert after[1] < before[1] * 0.99
+    assert sharing_for("mps", paid).rates(tasks[:1]) == sharing_for("mps", free).rates(tasks[:1])
+
+
 def test_longer_prefill_kernels_starve_decode_under_mps_without_limits() -> None:
     """A decode kernel queues behind a prefill kernel, so that longer prompts slow it more."""
     profile = profile_for("h200")

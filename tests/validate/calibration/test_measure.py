@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,17 @@ def test_a_plan_is_measured_whole_and_not_twice(tmp_path: Path) -> None:
     before = path.read_bytes()
     assert measure(plan, CPU, path) < 5.0
     assert path.read_bytes() == before
+
+
+def test_a_row_tells_what_each_lane_was_granted(tmp_path: Path) -> None:
+    """Without a limit a lane has every core, and with half of them half, rounded down to one."""
+    load = decode("tiny-llama", 1, 64)
+    lanes = (Lane("decode"), Lane("decode", 50.0))
+    plan = Plan("cpu", "float32", (), (Stage("mps", lanes, (Point(((0, load), (1, load))),)),))
+    measure(plan, CPU, tmp_path / "raw.jsonl")
+    (record,) = read_raw(tmp_path / "raw.jsonl")[1].values()
+    cores = len(os.sched_getaffinity(0))
+    assert [lane["sms"] for lane in record["lanes"]] == [cores, max(1, cores // 2)]
 
 
 def test_a_kernel_that_fails_is_written_down_as_failed(tmp_path: Path) -> None:
