@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from splitwiser.models.corrections import Correction
 from splitwiser.models.gpu import gpu
 from splitwiser.models.names import quoted, unknown_name
+from splitwiser.models.neighbours import Neighbours
 
 if TYPE_CHECKING:
     from splitwiser.models.profile_file import ParameterEntry
@@ -101,7 +102,7 @@ class Profile:
     says that steps with prompt tokens replay CUDA graphs too (vLLM's piecewise graphs). `by_gpu`
     holds the parameters that differ on some GPUs, where a profile serves several. `corrections`
     are measured over modelled kernel times, by kind (`models/corrections.py`); without one of a
-    kind, the formulas stand alone.
+    kind, the formulas stand alone. `neighbours` are measured over modelled slow-downs of pairs.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Profile:
     graphed_prefill: bool = False
     by_gpu: Mapping[str, Mapping[str, Parameter]] = field(default_factory=dict, hash=False)
     corrections: Mapping[str, Correction] = field(default_factory=dict, hash=False)
+    neighbours: Neighbours | None = field(default=None, hash=False)
 
     def value(self, name: str) -> float:
         """Return the value of a parameter in SI units. ValueError names the nearest if unknown."""
@@ -149,6 +151,10 @@ class Profile:
         text = json.dumps(document, indent=2, allow_nan=False)
         if self.corrections:
             text = text.removesuffix("\n}") + ',\n  "corrections": ' + self._tables() + "\n}"
+        if self.neighbours is not None:
+            known = json.dumps(asdict(self.neighbours), allow_nan=False)
+            lines = known.replace("], [", "],\n    [").replace(', "', ',\n    "')
+            text = text.removesuffix("\n}") + ',\n  "neighbours": ' + lines + "\n}"
         Path(path).write_text(text + "\n")
 
     def _tables(self) -> str:
@@ -207,6 +213,7 @@ def parse_profile(document: Any, place: str) -> Profile:
         )
     content = checked(ProfileFile, document, place)
     parameters = _parameters(content.parameters, f"{place}: parameters")
+    known = content.neighbours
     missing = [name for name in PARAMETERS if name not in parameters]
     if missing:
         raise ValueError(f"{place}: parameters.{missing[0]} is missing")
@@ -226,6 +233,7 @@ def parse_profile(document: Any, place: str) -> Profile:
             kind: Correction(entry.shapes, entry.axes, entry.factors)
             for kind, entry in content.corrections.items()
         },
+        neighbours=None if known is None else Neighbours(known.scales, known.points, known.weights),
     )
 
 

@@ -17,10 +17,12 @@ from pydantic import (
 
 from splitwiser.models.corrections import KINDS
 from splitwiser.models.names import quoted, unknown_name
+from splitwiser.models.neighbours import COORDINATES
 
 SHOWN = 4
 LEAST = 1e-2  # a formula that is wrong by more than a hundred times is not corrected but wrong
 LARGEST = 1e9
+FAR, HEAVY = 100.0, 10.0  # a coordinate is a logarithm or a share, a weight part of a log factor
 
 
 class ParameterEntry(BaseModel):
@@ -63,6 +65,31 @@ class CorrectionEntry(BaseModel):
         return self
 
 
+class NeighboursEntry(BaseModel):
+    """Measured pairs: the scale of each coordinate, the place of each pair, and its weight."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    scales: Row
+    points: tuple[Row, ...] = Field(min_length=1)
+    weights: Row
+
+    @model_validator(mode="after")
+    def _match(self) -> NeighboursEntry:
+        """Hold the sizes to each other, and the values to their ranges."""
+        if len(self.scales) != len(COORDINATES) or not all(0.0 < s <= LARGEST for s in self.scales):
+            raise ValueError(f"scales must be {len(COORDINATES)} positive numbers")
+        if len(self.weights) != len(self.points):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.points)} points")
+        for i, point in enumerate(self.points):
+            if len(point) != len(COORDINATES) or not all(abs(x) <= FAR for x in point):
+                raise ValueError(
+                    f"points.{i} must be {len(COORDINATES)} coordinates between {-FAR:g} and {FAR:g}"
+                )
+        if not all(abs(weight) <= HEAVY for weight in self.weights):
+            raise ValueError(f"weights must lie between {-HEAVY:g} and {HEAVY:g}")
+        return self
+
+
 class ProfileFile(BaseModel):
     """The whole file."""
 
@@ -77,6 +104,7 @@ class ProfileFile(BaseModel):
     parameters: dict[str, ParameterEntry]
     by_gpu: dict[str, dict[str, ParameterEntry]] = {}
     corrections: dict[str, CorrectionEntry] = {}
+    neighbours: NeighboursEntry | None = None
 
     @field_validator("corrections")
     @classmethod

@@ -108,7 +108,10 @@ def test_a_step_counts_what_work_counts(data: st.DataObject, model: Llm) -> None
 def test_more_of_the_device_is_never_slower(
     data: st.DataObject, device: Gpu, profile: Profile, factor: float, share: float, green: bool
 ) -> None:
-    """More bandwidth, more FLOP/s or a larger share of the SMs never lengthens a step."""
+    """More bandwidth, more FLOP/s or a larger share of the SMs never lengthens a step.
+
+    But in green contexts, whose loss to whole-device grids grows with the part.
+    """
     model = llm("meta-llama/Meta-Llama-3-8B")
     batch = data.draw(batches(None))
 
@@ -120,7 +123,7 @@ def test_more_of_the_device_is_never_slower(
     faster = {dtype: peak * factor for dtype, peak in device.flops.items()}
     assert seconds(replace(device, bandwidth=device.bandwidth * factor), share) <= now
     assert seconds(replace(device, flops=faster), share) <= now
-    assert seconds(device, min(1.0, share * factor)) <= now
+    assert green or seconds(device, min(1.0, share * factor)) <= now
 
 
 @given(st.integers(1, 9000), st.integers(1, 500), FORMULAS)

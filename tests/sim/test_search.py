@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from splitwiser.models.catalogue import llm
 from splitwiser.models.cost import StepCost
 from splitwiser.models.gpu import gpu
-from splitwiser.models.sharing import Exclusive
+from splitwiser.models.regimes import Exclusive
 from splitwiser.sim.deployment import Deployment, Workers, continuous, sequential
 from splitwiser.sim.physics import Physics
 from splitwiser.sim.search import Unattainable, capacity, narrow

@@ -1,0 +1,156 @@
+"""What measured pairs say beyond the law of sharing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from math import exp, log
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitwiser.models.catalogue import llm
+from splitwiser.models.cost import CostModel, Demand
+from splitwiser.models.gpu import gpu
+from splitwiser.models.neighbours import COORDINATES, Neighbours, coordinates
+from splitwiser.models.profile import load_profile, profile_for
+from splitwiser.models.sharing import sharing_for
+from splitwiser.models.spatial import Spatial
+from splitwiser.models.work import prompt_pairs
+from splitwiser.validate.calibration.neighbours_fit import Pair, with_neighbours
+
+H200 = profile_for("h200")
+LAW = replace(H200, neighbours=None)
+LLAMA, SHEET = llm("meta-llama/Llama-3.1-8B"), gpu("h200")
+SIDES = st.tuples(
+    st.integers(60, 8000), st.integers(1, 190), st.sampled_from([(1.0, 1.0), (0.7, 0.5)])
+)
+
+
+def demands(tokens: int, batch: int, shares: tuple[float, float]) -> list[Demand]:
+    """A prefill and a decode step, each on its share."""
+    first, second = (CostModel(LLAMA, SHEET, LAW, sm_share=share) for share in shares)
+    return [
+        first.step(tokens, 1, *prompt_pairs(tokens, 0)).demand(0),
+        second.decode(batch).demand(batch * 1000.0),
+    ]
+
+
+def spatial(profile: object, sharing: str = "mps") -> Spatial:
+    """The law of sharing of a profile."""
+    law = sharing_for(sharing, profile)  # type: ignore[arg-type]
+    assert isinstance(law, Spatial)
+    return law
+
+
+@given(st.tuples(*[st.floats(-1e4, 1e4)] * len(COORDINATES)))
+def test_far_from_every_pair_the_law_stands_alone(place: tuple[float, ...]) -> None:
+    """A factor is never wilder than all weights together, and fades to 1 with the distance."""
+    known = H200.neighbours
+    assert known is not None
+    assert abs(known.log_factor(place)) <= sum(map(abs, known.weights))
+    away = (place[0] + 1e6, *place[1:])
+    assert known.log_factor(away) == pytest.approx(0.0, abs=1e-12)
+
+
+@given(SIDES)
+@settings(max_examples=50, deadline=None)
+def test_rates_of_the_law_say_nothing_beyond_it(side: tuple[int, int, tuple[float, float]]) -> None:
+    """Solving the balance for rates, and rates for the slow-down, are inverse to each other."""
+    asked = demands(*side)
+    law = spatial(LAW)
+    told = law.implied(asked, law._shared(asked))
+    assert [each.log_factor for each in told] == pytest.approx([0.0] * len(told), abs=1e-6)
+
+
+@given(SIDES)
+@settings(max_examples=30, deadline=None)
+def test_a_cell_is_smaller_than_what_it_tells(side: tuple[int, int, tuple[float, float]]) -> None:
+    """The factor of a cell is that of the pair itself, within 2 %."""
+    asked = demands(*side)
+    known = H200.neighbours
+    assert known is not None
+    law = spatial(H200)
+    slow = {
+        profile: spatial(profile)._coupling(*map(law._running, asked), sum(side[2]), sum(side[2]))
+        for profile in (H200, LAW)
+    }
+    one, two = map(law._running, asked)
+    met = max(0.0, sum(side[2]) - 1.0)
+    exact = known.log_factor(
+        coordinates((one.tau, two.tau), (one.mix, two.mix), (one.share, two.share, met), False)
+    )
+    # The overhead that follows kernels is in the coupling: here there is none.
+    assert (1 + slow[H200][0]) / (1 + slow[LAW][0]) == pytest.approx(exp(exact), rel=0.02)
+
+
+def test_what_pairs_say_is_learnt_and_told_of_pairs_between() -> None:
+    """A device on which decode waits longer beside long prompts is predicted at sizes not seen."""
+
+    def slower(tokens: int) -> float:
+        return exp(0.4 * np.tanh(log(tokens / 1000)))
+
+    def measured(tokens: int, batch: int) -> Pair:
+        asked = demands(tokens, batch, (1.0, 1.0))
+        rates = spatial(LAW).rates(asked)
+        return Pair("mps", asked, [rates[0], rates[1] / slower(tokens)])
+
+    sizes = [(t, b) for t in (100, 200, 400, 800, 1600, 3200, 6400) for b in (1, 8, 32, 128)]
+    learnt, process = with_neighbours(LAW, [measured(*size) for size in sizes])
+    assert process is not None
+    errors = {"law": [], "learnt": []}
+    for tokens, batch in ((150, 4), (600, 16), (1200, 64), (2500, 100), (5000, 3)):
+        pair = measured(tokens, batch)
+        for name, profile in (("law", LAW), ("learnt", learnt)):
+            predicted = spatial(profile).rates(pair.demands)[1]
+            errors[name].append(abs(predicted / pair.rates[1] - 1.0))
+    assert np.mean(errors["learnt"]) < 0.25 * np.mean(errors["law"])
+
+
+def test_too_few_pairs_teach_nothing() -> None:
+    """From a handful of pairs no process is learnt, and the law stands alone."""
+    asked = demands(500, 16, (1.0, 1.0))
+    assert with_neighbours(H200, [Pair("mps", asked, [0.5, 0.5])]) == (LAW, None)
+
+
+def test_taking_turns_has_no_neighbours() -> None:
+    """Pairs of a regime in which one process runs at a time are refused."""
+    asked = demands(500, 16, (1.0, 1.0))
+    with pytest.raises(ValueError, match="'time_slice' has no neighbours"):
+        with_neighbours(LAW, [Pair("time_slice", asked, [0.5, 0.5])])
+
+
+def test_a_file_gives_the_same_pairs_back(tmp_path: Path) -> None:
+    """Saving and loading loses nothing; the rates are the same to the last bit."""
+    path = tmp_path / "profile.json"
+    H200.save(path)
+    again = load_profile(path)
+    assert again.neighbours == H200.neighbours
+    asked = demands(700, 20, (1.0, 1.0))
+    assert spatial(again).rates(asked) == spatial(H200).rates(asked)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": [0.1, 0.2]}, "neighbours: 2 weights for 1 points"),
+        ({"scales": [1.0]}, "neighbours: scales must be 8 positive numbers"),
+        ({"points": [[1.0] * 7]}, "points.0 must be 8 coordinates"),
+        ({"points": [[1e9] * 8]}, "points.0 must be 8 coordinates between -100 and 100"),
+        ({"weights": [1e9]}, "weights must lie between -10 and 10"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    """One line tells what is wrong with the pairs of a profile."""
+    path = tmp_path / "profile.json"
+    eight = (1.0,) * len(COORDINATES)
+    replace(LAW, neighbours=Neighbours(eight, (eight,), (0.1,))).save(path)
+    document = json.loads(path.read_text())
+    document["neighbours"] |= change
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=message) as raised:
+        load_profile(path)
+    assert "\n" not in str(raised.value)
