@@ -14,19 +14,20 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from splitwiser.validate.calibration.measure import measure
-from splitwiser.validate.calibration.plans import LARGE, SMALL, alone, decode, prefill
+from splitwiser.validate.calibration.plans import LARGE, gpu_plan
 from splitwiser.validate.calibration.points import Lane, Load, Plan, Point, Stage
 from splitwiser.validate.calibration.room import fitting
+from splitwiser.validate.calibration.step_plans import SMALL, alone, decode, prefill
 from splitwiser.validate.runtime.device import device_named, provenance
 
 UNSEEN = ("facebook/opt-1.3b", "meta-llama/Llama-3.2-3B", "Qwen/Qwen2.5-7B")
 MOST_KV = {"facebook/opt-1.3b": 110_000}  # tokens, where a token takes much
-MEASURED = (64, 128, 256, 512, 1024, 2048, 4096, 8192)  # prompt lengths of the calibration
 PREFILLS = (None, 85.0, 65.0, 40.0, 30.0)
 DECODES = (None, 85.0, 60.0, 35.0, 20.0)
 GREEN = (18.0, 37.0, 62.0, 82.0)
@@ -63,8 +64,16 @@ def _sizes(generator: np.random.Generator) -> tuple[int, int, int]:
         tokens = int(np.exp(generator.uniform(np.log(96), np.log(6000))))
         batch = int(np.exp(generator.uniform(np.log(1), np.log(160))))
         context = int(np.exp(generator.uniform(np.log(300), np.log(5000))))
-        if tokens not in MEASURED and batch * context <= 350_000:
+        if tokens not in _calibrated() and batch * context <= 350_000:
             return tokens, batch, context
+
+
+@cache
+def _calibrated() -> frozenset[int]:
+    """The prompt lengths of the calibration of a large GPU."""
+    plan = gpu_plan(1e12)
+    points = (point for stage in plan.stages for point in stage.points)
+    return frozenset(load.tokens for point in points for _, load in point.loads)
 
 
 def _pair(generator: np.random.Generator, first: int, second: int, llm: str = LARGE) -> Point:

@@ -1,0 +1,205 @@
+"""The steps that a calibration of a GPU measures: alone, on shares of the SMs, beside each other.
+
+Sizes of steps beside each other are spread evenly over logarithms, not put on a grid: what kernels
+a library picks jumps with every size, and neighbours on a grid would all be struck or all be spared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice, product
+
+import numpy as np
+
+from splitwiser.validate.calibration.points import Lane, Load, Point, Stage
+
+SMALL = "facebook/opt-125m"
+
+P, D = Lane("prefill"), Lane("decode")
+TOKENS, BATCHES, CONTEXTS = (80, 6500), (1, 190), (256, 6000)  # of steps beside each other
+MOST_KV = 350_000  # tokens of one decode step
+WHOLE_PROMPTS = (64, 131, 259, 420, 523, 820, 1031, 1450, 2053, 4099, 8111)
+SHARE_PROMPTS = (96, 200, 420, 820, 1650, 4100)
+SHARE_DECODES = ((1, 1024), (8, 2000), (16, 1024), (40, 600), (64, 2048), (128, 2600))
+
+Sizes = tuple[int, int, int]
+"""Tokens of a prompt; sequences and mean context of a decode step."""
+
+
+def prefill(llm: str, tokens: int, prompts: int = 1, cached: int = 0) -> Load:
+    """A step that computes prompts."""
+    return Load(llm, prompts=prompts, tokens=tokens, cached=cached)
+
+
+def decode(llm: str, batch: int, context: int, *, eager: bool = False) -> Load:
+    """A decode step."""
+    return Load(llm, batch=batch, context=context, eager=eager)
+
+
+def alone(place: int, loads: Sequence[Load]) -> Iterator[Point]:
+    """Points of one lane with each of *loads*."""
+    for load in loads:
+        yield Point(((place, load),))
+
+
+def spread(seed: int) -> Iterator[Sizes]:
+    """Sizes that cover their ranges evenly, however many are taken; equal for equal seeds.
+
+    Roberts' additive sequence: steps of the powers of the root of x^4 = x + 1, modulo 1
+    ("The unreasonable effectiveness of quasirandom sequences", 2018).
+    """
+    root = 1.2207440846057596
+    steps = np.array([root**-1, root**-2, root**-3])
+    place = np.random.default_rng(seed).random(3)
+    low, high = np.log([TOKENS, BATCHES, CONTEXTS]).T
+    while True:
+        place = (place + steps) % 1.0
+        tokens, batch, context = np.exp(low + place * (high - low)).astype(int).tolist()
+        yield tokens, batch, min(context, MOST_KV // batch)
+
+
+def pairs(llm: str, lanes: tuple[int, int], sizes: Iterator[Sizes], count: int) -> Iterator[Point]:
+    """Points of two lanes, a prefill and a decode: the next *count* of *sizes*."""
+    first, second = lanes
+    for tokens, batch, context in islice(sizes, count):
+        yield Point(((first, prefill(llm, tokens)), (second, decode(llm, batch, context))))
+
+
+def crowds(
+    llm: str, lanes: tuple[Sequence[int], Sequence[int]], sizes: Iterator[Sizes], count: int
+) -> Iterator[Point]:
+    """Points of three and four lanes: two decodes beside one and two prefills, by turns.
+
+    In every fourth the decodes are of a small model and wait for their host.
+    """
+    prefills, decodes = lanes
+    for number in range(count):
+        places = (*prefills[: 1 + number % 2], *decodes[:2])
+        loads: list[tuple[int, Load]] = []
+        for place, (tokens, batch, context) in zip(places, sizes, strict=False):
+            load = decode(llm, batch, context)
+            if place in prefills:
+                load = prefill(llm, tokens)
+            elif number % 4 == 3:
+                load = decode(SMALL, 1 + batch % 48, 300 + context % 1200, eager=True)
+            loads.append((place, load))
+        yield Point(tuple(loads))
+
+
+def gpu_stages(large: str) -> Iterator[Stage]:
+    """The stages of a GPU, with *large* as the model whose phases share it."""
+    yield _turns(large)
+    yield _mps(large)
+    yield _streams(large)
+    yield _green(large)
+
+
+def _turns(large: str) -> Stage:
+    """Processes without MPS: phases alone on the whole device, and beside each other in turns."""
+    lanes = (P, D, D, D, P)
+    sizes = spread(1)
+    points = [
+        *alone(0, [prefill(large, n) for n in WHOLE_PROMPTS]),
+        *alone(0, [prefill(large, 250, 4), prefill(large, 1010, 4), prefill(large, 510, 8)]),
+        *alone(0, [prefill(large, 530, cached=n) for n in (512, 2048, 8192)]),
+        *alone(0, [prefill(SMALL, n) for n in (64, 256, 1024, 2000)]),
+        *alone(0, [prefill(SMALL, 512, 20)]),
+        *alone(0, [Load(large, 1, 448, 0, 64, 1024), Load(large, 1, 1984, 0, 64, 2048)]),
+        *alone(
+            1, [decode(large, b, c) for b, c in product((1, 4, 16, 64, 128), (256, 1024, 4096))]
+        ),
+        *alone(1, [decode(large, 256, c) for c in (256, 1024, 2048)]),
+        *alone(1, [decode(SMALL, b, c) for b, c in product((1, 16, 64, 256), (256, 1500))]),
+        *alone(1, [decode(large, b, 1024, eager=True) for b in (1, 64)]),
+        *alone(1, [decode(SMALL, b, 512, eager=True) for b in (1, 20)]),
+        *pairs(large, (0, 1), sizes, 20),
+        *_equals(large, (0, 4), (1, 2, 3)),
+        *crowds(large, ((0, 4), (1, 2)), sizes, 8),
+    ]
+    return Stage("time_slice", lanes, tuple(points))
+
+
+def _equals(large: str, prefills: Sequence[int], decodes: Sequence[int]) -> Iterator[Point]:
+    """Equals beside each other, and work that waits for its host."""
+    p, q = prefills[:2]
+    d, e, f = decodes[:3]
+    batch, small = decode(large, 32, 1024), decode(SMALL, 20, 512, eager=True)
+    yield Point(((d, batch), (e, batch)))
+    yield Point(((d, decode(large, 4, 900)), (e, decode(large, 100, 1800))))
+    yield Point(((p, prefill(large, 1000)), (q, prefill(large, 1000))))
+    yield Point(((p, prefill(large, 300)), (q, prefill(large, 3000))))
+    yield Point(((d, small), (e, small)))
+    yield Point(((d, small), (e, small), (f, small)))
+    yield Point(((d, small), (p, prefill(SMALL, 512, 20))))
+    yield Point(((d, small), (p, prefill(large, 1000))))
+    yield Point(((d, batch), (p, prefill(SMALL, 512, 20))))
+
+
+PREFILL_SHARES = (None, 90.0, 75.0, 50.0, 25.0)
+DECODE_SHARES = (None, 75.0, 50.0, 25.0, 12.0)
+
+
+def _mps(large: str) -> Stage:
+    """Clients of MPS: every limit alone, then beside each other, limits that overlap among them."""
+    lanes = (
+        *(Lane("prefill", share) for share in PREFILL_SHARES),
+        *(Lane("decode", share) for share in DECODE_SHARES),
+        *(P, D, D),
+    )
+    first, second = range(5), range(5, 10)
+    free, limited, crowded = spread(2), spread(3), spread(4)
+    points: list[Point] = []
+    for place in first:
+        prompts = SHARE_PROMPTS if place else SHARE_PROMPTS[1::2]
+        points += alone(place, [prefill(large, n) for n in prompts])
+    for place in second:
+        decodes = SHARE_DECODES if place != second[0] else SHARE_DECODES[::3]
+        points += alone(place, [decode(large, b, c) for b, c in decodes])
+    points += pairs(large, (0, 5), free, 52)
+    for p, d in product(first, second):
+        if (p, d) != (0, 5):
+            points += pairs(large, (p, d), limited, 4)
+    more = spread(7)
+    points += pairs(large, (0, 5), more, 12)
+    for p, d in product(first, second):
+        if (p, d) != (0, 5):
+            points += pairs(large, (p, d), more, 1)
+    points += _equals(large, (0, 10), (5, 11, 12))
+    points += crowds(large, ((0, 10), (5, 11)), crowded, 8)
+    points += crowds(large, ((2, 3), (6, 7)), crowded, 4)
+    points += crowds(large, ((3, 4), (7, 8)), crowded, 4)
+    points += _limited_equals(large)
+    return Stage("mps", lanes, tuple(points))
+
+
+def _limited_equals(large: str) -> Iterator[Point]:
+    """Limited processes that do the same, and work that waits for its host."""
+    batch, small = decode(large, 32, 1024), decode(SMALL, 20, 512, eager=True)
+    yield Point(((6, batch), (7, batch), (8, batch)))
+    yield Point(((7, small), (8, small)))
+    yield Point(((8, small), (2, prefill(large, 1000))))
+
+
+def _streams(large: str) -> Stage:
+    points = [
+        *alone(0, [prefill(large, n) for n in SHARE_PROMPTS[1::2]]),
+        *alone(1, [decode(large, b, c) for b, c in SHARE_DECODES[::3]]),
+        *pairs(large, (0, 1), spread(5), 36),
+    ]
+    return Stage("streams", (P, D), tuple(points))
+
+
+GREEN = (12.0, 25.0, 50.0, 75.0)  # per cent of the SMs for decode; prefill has the rest
+
+
+def _green(large: str) -> Stage:
+    lanes: list[Lane] = []
+    points: list[Point] = []
+    sizes = spread(6)
+    for group, share in enumerate(GREEN):
+        first, second = len(lanes), len(lanes) + 1
+        lanes += [Lane("prefill", 100.0 - share, group), Lane("decode", share, group)]
+        points += alone(first, [prefill(large, n) for n in SHARE_PROMPTS])
+        points += alone(second, [decode(large, b, c) for b, c in SHARE_DECODES])
+        points += pairs(large, (first, second), sizes, 13)
+    return Stage("green_contexts", tuple(lanes), tuple(points))
