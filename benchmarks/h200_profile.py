@@ -2,9 +2,7 @@
 
     python benchmarks/h200_profile.py [--write] [--picture FILE] [--json]
 
-Fits what `splitwiser calibrate --device` measured (calibration.jsonl) and the half of the randomly
-drawn pairs (heldout-0.jsonl) that is not kept to judge (`splitwiser.validate.calibration.held_out`),
-and prints the report. `--write` replaces `models/profiles/h200.json`, and in every other profile
+Fits what `splitwiser calibrate --device` measured (calibration.jsonl), and prints the report. `--write` replaces `models/profiles/h200.json`, and in every other profile
 what it borrows from it.
 """
 
@@ -21,11 +19,9 @@ from splitwiser.models.profile import BUILT_IN, Parameter, Profile, load_profile
 from splitwiser.validate.calibration.calibrate import CARDS, HOST, LAUNCHES, MEMORY, calibration
 from splitwiser.validate.calibration.calibration import Calibration
 from splitwiser.validate.calibration.device_fit import STAGES, fit_device
-from splitwiser.validate.calibration.held_out import split
 from splitwiser.validate.calibration.picture import picture
 from splitwiser.validate.calibration.raw import read_raw
 from splitwiser.validate.calibration.report import document, report
-from splitwiser.validate.calibration.steps import rows_of
 
 RAW = Path(__file__).parent / "h200"
 COMMAND = "python benchmarks/h200_profile.py --write"
@@ -42,7 +38,6 @@ def h200() -> Calibration:
     """The calibration of the H200."""
     sheet = gpu("h200")
     conditions, records = read_raw(RAW / "calibration.jsonl")
-    drawn = rows_of(read_raw(RAW / "heldout-0.jsonl")[1].values(), sheet.sms)
     start = sheet_profile("h200")
     before = load_profile(BUILT_IN / "h200.json")
     kept = {name: before.parameters[name] for name in KEPT}
@@ -54,8 +49,7 @@ def h200() -> Calibration:
         for name, value in stage.start.items()
     }
     start = replace(start, parameters={**start.parameters, **guessed, **kept})
-    fitted, _ = split(drawn)
-    found = fit_device(list(records.values()), sheet, str(conditions["dtype"]), start, fitted)
+    found = fit_device(list(records.values()), sheet, str(conditions["dtype"]), start)
     done = calibration(found, "h200", conditions, (HOST, MEMORY, LAUNCHES, CARDS))
     told = {**done.profile.provenance, "command": COMMAND}
     return replace(done, profile=replace(done.profile, provenance=told))

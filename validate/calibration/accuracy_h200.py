@@ -1,13 +1,13 @@
 """How well the H200 profile predicts rows that it was not fitted to, and what its effects are worth.
 
-The rows are committed: `heldout-0.jsonl` on the card and in the hour of the calibration, of which a
-half is fitted (`held_out`), and `heldout-1.jsonl` on another card, of which none is.
+The rows are committed: the profile is fitted to `calibration.jsonl`, `heldout-2.jsonl` was drawn
+and measured an hour later, and `heldout-1.jsonl` on another card on another host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -18,26 +18,29 @@ from splitwiser.models.gpu import Gpu, gpu
 from splitwiser.models.profile import Profile, profile_for
 from splitwiser.validate.calibration.accuracy import Score, score, scores
 from splitwiser.validate.calibration.baselines import BASELINES
-from splitwiser.validate.calibration.device_fit import (
-    NOISE_BESIDE,
-    SLOW_LAUNCH,
-    SPATIAL,
-    STAGES,
-    beside,
-    launches,
-    observe,
-)
+from splitwiser.validate.calibration.device_fit import NOISE_BESIDE, STAGES
 from splitwiser.validate.calibration.fitting import fit
-from splitwiser.validate.calibration.held_out import split
+from splitwiser.validate.calibration.neighbours_fit import with_neighbours
+from splitwiser.validate.calibration.observed_steps import (
+    SPATIAL,
+    beside,
+    bound_by_launches,
+    observe,
+    pairs_of,
+)
 from splitwiser.validate.calibration.raw import read_raw
 from splitwiser.validate.calibration.steps import Predictor, StepRow, rows_of
 
 Floats = NDArray[np.float64]
+Rates = Callable[[StepRow], Sequence[float]]
 
 
 @dataclass(frozen=True, eq=False)
 class H200:
-    """The rows of the H200: *fitted*, *judged*, and those of *another* card; and the profile."""
+    """The rows of the H200: *fitted*, *judged*, and those of *another* card; and the profile.
+
+    No row that is judged beside others has a prompt length that any fitted row has.
+    """
 
     sheet: Gpu
     profile: Profile
@@ -53,41 +56,45 @@ class H200:
         def rows(name: str) -> list[StepRow]:
             return rows_of(read_raw(folder / name)[1].values(), sheet.sms)
 
-        fitted, judged = split(rows("heldout-0.jsonl"))
-        calibrated = [row for row in rows("calibration.jsonl") if not row.alone]
+        fitted = rows("calibration.jsonl")
+        lengths = set().union(*map(_lengths, fitted))
+
+        def unseen(name: str) -> tuple[StepRow, ...]:
+            return tuple(row for row in rows(name) if row.alone or not _lengths(row) & lengths)
+
         return cls(
             sheet,
             profile_for("h200"),
-            (*calibrated, *fitted),
-            tuple(judged),
-            tuple(rows("heldout-1.jsonl")),
+            tuple(row for row in fitted if not row.alone),
+            unseen("heldout-2.jsonl"),
+            unseen("heldout-1.jsonl"),
         )
+
+
+def _lengths(row: StepRow) -> set[int]:
+    return {load.tokens for load in row.loads if load.prompts}
 
 
 def alone(h200: H200) -> list[Score]:
     """Errors of phases alone: the GPU's time first, then the rows that wait for launches."""
     model = Predictor(h200.sheet, h200.profile)
-    named = []
+    told: list[tuple[str, float]] = []
+    modelled: list[tuple[str, float]] = []
     for rows, card in ((h200.judged, ""), (h200.another, ", another card")):
         for row in rows:
             if not row.alone:
                 continue
-            phase = f"{row.loads[0].phase}{' eager' * row.loads[0].eager}"
-            bound = "" if _gpu_bound(row, model) else ", bound by launches"
-            error = model.rates(row)[0] ** -1 * row.rates[0] - 1.0
-            named.append((f"{phase}{bound}{card}", error))
-    by_group = scores(sorted(named, key=lambda item: ("card" in item[0], "bound" in item[0])))
-    whole = [error for group, error in named if group in ("prefill", "decode")]
-    return [score("all, bound by the GPU", whole), *by_group]
-
-
-def _gpu_bound(row: StepRow, model: Predictor) -> bool:
-    """Whether no launch holds a lane back, as slowly as hosts were seen to launch."""
-    return all(
-        demand.busy > SLOW_LAUNCH * launches(load)
-        for load, demand in zip(row.loads, model.demands(row), strict=True)
-        if load.prompts or load.eager
-    )
+            load = row.loads[0]
+            phase = f"{load.phase}{' eager' * load.eager}"
+            bound = (load.prompts or load.eager) and bound_by_launches(row)
+            group = f"{phase}{', bound by launches' if bound else ''}{card}"
+            told.append((group, row.rates[0] / model.rates(row, row.hosts)[0] - 1.0))
+            if bound:
+                error = row.rates[0] / model.rates(row)[0] - 1.0
+                modelled.append((f"launches bound, and modelled{card}", error))
+    by_group = scores(sorted(told, key=lambda item: ("card" in item[0], "bound" in item[0])))
+    whole = [error for group, error in told if group in ("prefill", "decode")]
+    return [score("all, bound by the GPU", whole), *by_group, *scores(modelled)]
 
 
 def corun(h200: H200) -> list[Score]:
@@ -95,28 +102,39 @@ def corun(h200: H200) -> list[Score]:
     model = Predictor(h200.sheet, h200.profile)
     together = [row for row in h200.judged if not row.alone]
     first = [row for row in together if row.repeat == 0]
-    named = _named(first, model.rates)
-    aside = [row for row in first if _gpu_bound(row, model)]
-    told = _named(aside, model.rates)
+    named = _named(first, _told(model))
     found = [
         score("all", [error for _, error in named]),
+        score("pairs", [error for group, error in named if " x" not in group]),
+        score("three and four", [error for group, error in named if " x" in group]),
         *scores(sorted(named)),
-        score("host aside: all", [error for _, error in told]),
-        *scores([(f"host aside: {group}", error) for group, error in sorted(told)]),
         *_noise(together),
+        _all("without what pairs say beyond the law", first, _told(_lawful(h200))),
+        _all("the host's launches not known, but modelled", first, model.rates),
     ]
     for name, make in BASELINES.items():
         rates = make(h200.fitted, h200.sheet, h200.profile)
-        errors = [error for _, error in _named(first, rates)]
-        found.append(score(f"baseline: {name}", errors))
+        found.append(_all(f"baseline: {name}", first, rates))
     other = [row for row in h200.another if not row.alone and row.repeat == 0]
-    known = [error for _, error in _named(other, lambda row: model.rates(row, row.hosts))]
-    found.append(score("another card, its host's launches known", known))
+    found.append(_all("another card", other, _told(model)))
     own = Predictor(h200.sheet, _of_its_phases(h200))
-    named = _named(other, lambda row: own.rates(row, row.hosts))
+    named = _named(other, _told(own))
     found.append(score("and its power limit: all", [error for _, error in named]))
     found += scores([(f"and its power limit: {group}", error) for group, error in sorted(named)])
     return found
+
+
+def _told(model: Predictor) -> Rates:
+    """Predictions to which a row tells what its launches took their hosts."""
+    return lambda row: model.rates(row, row.hosts)
+
+
+def _lawful(h200: H200) -> Predictor:
+    return Predictor(h200.sheet, replace(h200.profile, neighbours=None))
+
+
+def _all(group: str, rows: Sequence[StepRow], rates: Rates) -> Score:
+    return score(group, [error for _, error in _named(rows, rates)])
 
 
 def _of_its_phases(h200: H200) -> Profile:
@@ -126,9 +144,7 @@ def _of_its_phases(h200: H200) -> Profile:
     return fit(h200.profile, start, observe(rows, h200.sheet), noise=STAGES[0].noise).profile
 
 
-def _named(
-    rows: Sequence[StepRow], rates: Callable[[StepRow], Sequence[float]]
-) -> list[tuple[str, float]]:
+def _named(rows: Sequence[StepRow], rates: Rates) -> list[tuple[str, float]]:
     """The error of every lane's step time, by regime and phase."""
     named = []
     for row in rows:
@@ -155,18 +171,6 @@ def _noise(rows: Sequence[StepRow]) -> list[Score]:
     return [score("noise of a repetition", errors)]
 
 
-def of_calibration(h200: H200, folder: Path) -> Profile:
-    """The profile with its law of sharing fitted to the pairs of calibration.jsonl alone."""
-    rows = rows_of(read_raw(folder / "calibration.jsonl")[1].values(), h200.sheet.sms)
-    profile = h200.profile
-    for stage in STAGES:
-        if stage.noise == NOISE_BESIDE:
-            chosen = [row for row in rows if stage.rows(row)]
-            observed = beside(chosen, h200.sheet, profile)
-            profile = fit(profile, stage.start, observed, noise=stage.noise).profile
-    return profile
-
-
 # Ablation -----------------------------------------------------------------------------------------
 
 # What stands for the law without an effect, and the parameters that go with it.
@@ -184,17 +188,23 @@ EFFECTS: Mapping[str, Mapping[str, float]] = {
 
 
 def ablation(h200: H200) -> list[Score]:
-    """Held-out errors of the spatial regimes where the law is fitted anew without an effect."""
+    """Held-out errors of the spatial regimes where the law is fitted anew without an effect.
+
+    What pairs say beyond the law makes up for a part of what it lacks: each is given without and
+    with it.
+    """
     stage = STAGES[-1]
     rows = [row for row in h200.fitted if row.sharing in SPATIAL]
     judged = [
         row for row in h200.judged if row.sharing in SPATIAL and not row.alone and row.repeat == 0
     ]
+    pairs = pairs_of(rows, h200.sheet, h200.profile)
     found = []
     for name, fixed in EFFECTS.items():
-        base = h200.profile.with_values(**fixed)
+        base = replace(h200.profile.with_values(**fixed), neighbours=None)
         start = {key: value for key, value in stage.start.items() if key not in fixed}
         done = fit(base, start, beside(rows, h200.sheet, base), noise=NOISE_BESIDE, title=name)
-        model = Predictor(h200.sheet, done.profile)
-        found.append(score(name, [error for _, error in _named(judged, model.rates)]))
+        learnt, _ = with_neighbours(done.profile, pairs)
+        for profile, what in ((done.profile, name), (learnt, f"{name}; with pairs beyond it")):
+            found.append(_all(what, judged, _told(Predictor(h200.sheet, profile))))
     return found

@@ -14,7 +14,7 @@ from splitwiser.models.cost import Demand
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.kernels import saturation
 from splitwiser.models.profile import Profile
-from splitwiser.validate.calibration.device_fit import hosts_of
+from splitwiser.validate.calibration.observed_steps import hosts_of
 from splitwiser.validate.calibration.steps import Predictor, StepRow
 
 Floats = NDArray[np.float64]
@@ -25,7 +25,7 @@ Features = Callable[[Demand, Sequence[Demand]], list[float]]
 def ignored(rows: Sequence[StepRow], sheet: Gpu, profile: Profile) -> Rates:
     """Contention ignored: each lane as if alone on its share."""
     model = Predictor(sheet, profile)
-    return lambda row: [1.0 / demand.seconds for demand in model.demands(row)]
+    return lambda row: [1.0 / demand.seconds for demand in model.demands(row, hosts_of(row, sheet))]
 
 
 def roofline(rows: Sequence[StepRow], sheet: Gpu, profile: Profile) -> Rates:
@@ -39,7 +39,7 @@ def roofline(rows: Sequence[StepRow], sheet: Gpu, profile: Profile) -> Rates:
 
     def rates(row: StepRow) -> list[float]:
         found = []
-        for demand in model.demands(row):
+        for demand in model.demands(row, hosts_of(row, sheet)):
             share = demand.sm_share
             peak = value("gemm_efficiency") * saturation(
                 share, value("compute_knee"), value("compute_bend")
@@ -90,7 +90,7 @@ def _regressed(
     matrix: dict[str, list[list[float]]] = {}
     target: dict[str, list[float]] = {}
     for row in rows:
-        demands = model.demands(row, hosts_of(row, sheet))  # as the law of sharing is fitted
+        demands = model.demands(row, hosts_of(row, sheet))
         for place, (demand, rate) in enumerate(zip(demands, row.rates, strict=True)):
             others = [other for at, other in enumerate(demands) if at != place]
             slow = 1.0 / (rate * demand.seconds)
@@ -102,7 +102,7 @@ def _regressed(
     }
 
     def rates(row: StepRow) -> list[float]:
-        demands = model.demands(row)
+        demands = model.demands(row, hosts_of(row, sheet))
         predicted = []
         for place, demand in enumerate(demands):
             others = [other for at, other in enumerate(demands) if at != place]

@@ -8,59 +8,71 @@ keeps the value of the start profile.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwiser.models.catalogue import llm as llm_named
 from splitwiser.models.gpu import Gpu
-from splitwiser.models.profile import Profile
-from splitwiser.models.sharing import sharing_for
-from splitwiser.models.work import coefficients
+from splitwiser.models.profile import Parameter, Profile
 from splitwiser.validate.calibration.fitting import Fit, fit
 from splitwiser.validate.calibration.kernel_fit import fit_kernels
+from splitwiser.validate.calibration.neighbours_fit import Pair, Process, with_neighbours
 from splitwiser.validate.calibration.observations import (
     Errors,
     Observations,
     cross_validate,
     errors_by_group,
 )
-from splitwiser.validate.calibration.points import Load
+from splitwiser.validate.calibration.observed_steps import (
+    SPATIAL,
+    beside,
+    bound_by_launches,
+    launches,
+    observe,
+    pairs_of,
+    title_of,
+    whole,
+)
 from splitwiser.validate.calibration.raw_kernels import kernel_table
-from splitwiser.validate.calibration.steps import Predictor, StepRow, rows_of
+from splitwiser.validate.calibration.steps import StepRow, rows_of
 
 Floats = NDArray[np.float64]
 
-SPATIAL = ("mps", "streams", "green_contexts")
-SLOW_LAUNCH = 8e-5  # s a kernel: hosts were seen at half their speed for seconds at a time
 NOISE_ALONE, NOISE_BESIDE = 0.03, 0.05  # relative errors beyond which a row counts linearly
+LAUNCHES = 5  # phases that launches bound, from which a host's speed is read
 FOLDS = 5  # of the cross-validation, by the lengths of the prompts
 
 
 class Stage(NamedTuple):
-    """Parameters that are fitted together, with first guesses, most important first."""
+    """Parameters that are fitted together, with first guesses, most important first.
+
+    A stage *learns* if its pairs also say something beyond the law.
+    """
 
     title: str
     start: Mapping[str, float]
     rows: Callable[[StepRow], bool]
     noise: float
-
-
-def _whole(row: StepRow) -> bool:
-    return row.alone and row.shares[0] == 1.0
+    learns: bool = False
 
 
 def _limited(row: StepRow) -> bool:
     return row.alone and row.shares[0] < 1.0
 
 
+def _in_turns(row: StepRow) -> bool:
+    """Processes in turns, but for steps that wait for each launch: of whose turns the law says little."""
+    eager = any(load.eager for load in row.loads)
+    return not row.alone and row.sharing == "time_slice" and not eager
+
+
 STAGES = (
     Stage(
         "phases alone",
         {"launch_host": 3e-5, "kernel_gap": 5e-7, "sustained": 0.1},
-        _whole,
+        whole,
         NOISE_ALONE,
     ),
     Stage(
@@ -79,7 +91,7 @@ STAGES = (
     Stage(
         "phases in turns",
         {"switch": 2e-4, "quantum": 3e-3, "slice_hold": 0.5},
-        lambda row: not row.alone and row.sharing == "time_slice",
+        _in_turns,
         NOISE_BESIDE,
     ),
     Stage(
@@ -89,16 +101,17 @@ STAGES = (
             "yielded": 0.4,
             "contention": 0.2,
             "wait_exponent": 0.6,
-            "wait_compute": 1.2,
+            "wait_compute": 1.7,
             "power_compute": 1.2,
             "power_memory": 0.6,
-            "wait_overlap": 3.5,
-            "memory_spread": 0.5,
-            "yield_overlap": 0.4,
+            "wait_overlap": 1.5,
+            "memory_spread": 0.25,
+            "yield_overlap": 0.1,
             "crowding": 0.2,
         },
         lambda row: not row.alone and row.sharing in SPATIAL,
         NOISE_BESIDE,
+        learns=True,
     ),
 )
 
@@ -118,25 +131,25 @@ def fit_device(
     gpu: Gpu,
     dtype: str,
     start: Profile,
-    more: Sequence[StepRow] = (),
 ) -> DeviceFit:
-    """Fit *start* to the measurements *records* of one device, and to *more* of its steps.
+    """Fit *start* to the measurements *records* of one device.
 
     ValueError where nothing was measured.
     """
-    profile, kernels = start, dict[str, Errors]()
+    profile, kernels = replace(start, neighbours=None), dict[str, Errors]()
     table = kernel_table(records, dtype, {})
     if table.frames:
-        found = fit_kernels(table, gpu, start)
+        found = fit_kernels(table, gpu, profile)
         profile = found.profile
         kernels = {
             f"kernels, {kind.replace('_', ' ')}": _errors(np.expm1(left))
             for kind, left in found.residuals.items()
             if len(left)
         }
-    rows = [*rows_of(records, gpu.sms), *more]
+    rows = rows_of(records, gpu.sms)
     if not rows and not kernels:
         raise ValueError("no measurement succeeded: there is nothing to fit")
+    profile = _with_launches(profile, rows)
     fits, held_out = [], dict[str, Errors]()
     for stage in STAGES:
         chosen = [row for row in rows if stage.rows(row)]
@@ -147,17 +160,44 @@ def fit_device(
         observed = beside(chosen, gpu, profile) if together else observe(chosen, gpu)
         begins = {name: stage.start[name] for name in names}
         one = fit(profile, begins, observed, noise=stage.noise, title=stage.title)
+        process = None
+        if stage.learns:
+            one, process = _with_neighbours(one, observed, pairs_of(chosen, gpu, profile))
         if together:
-            held_out |= _cross_validated(profile, one, chosen, observed, stage)
+            held_out |= _cross_validated(profile, one, chosen, observed, stage, gpu, process)
         fits.append(one)
         profile = one.profile
     return DeviceFit(profile, tuple(fits), kernels, held_out)
+
+
+def _with_launches(profile: Profile, rows: Sequence[StepRow]) -> Profile:
+    """The profile with the time of one launch, where rows tell their host's.
+
+    Hosts are slower than they can be for seconds at a time, and never faster: the lower quartile
+    of what phases alone on the whole device took is that of a host at its usual speed.
+    """
+    each = [
+        row.hosts[0] / launches(row.loads[0])
+        for row in rows
+        if row.hosts is not None and whole(row) and bound_by_launches(row)
+    ]
+    if len(each) < LAUNCHES:
+        return profile
+    quarter, half, most = np.quantile(each, [0.25, 0.5, 0.75])
+    source = (
+        f"lower quartile of {len(each)} phases that launches bound (median {half:.2g} s, upper"
+        f" quartile {most:.2g} s)"
+    )
+    told = Parameter(float(f"{quarter:.4g}"), None, source)
+    return replace(profile, parameters={**profile.parameters, "launch_host": told})
 
 
 def _decidable(stage: Stage, rows: Sequence[StepRow], gpu: Gpu) -> list[str]:
     """The parameters that so many rows may decide: one for each three rates, the first ones first."""
     rates = sum(len(row.rates) for row in rows)
     names = list(stage.start)
+    if "launch_host" in names and any(row.hosts is not None for row in rows):
+        names.remove("launch_host")  # read off, not fitted
     if "second_wave" in names and not any(row.sharing == "green_contexts" for row in rows):
         names.remove("second_wave")
     if gpu.name == "cpu":  # torch threads stand for SMs, and no power limits them
@@ -165,95 +205,47 @@ def _decidable(stage: Stage, rows: Sequence[StepRow], gpu: Gpu) -> list[str]:
     return names[: rates // 3]
 
 
-def observe(rows: Sequence[StepRow], gpu: Gpu) -> Observations:
-    """The seconds of every lane's step, and how a profile predicts them."""
-
-    def predict(profile: Profile) -> Floats:
-        model = Predictor(gpu, profile)
-        return np.array(
-            [1.0 / rate for row in rows for rate in model.rates(row, hosts_of(row, gpu))]
-        )
-
-    return _observations(rows, predict)
-
-
-def beside(rows: Sequence[StepRow], gpu: Gpu, alone: Profile) -> Observations:
-    """The same, for profiles that differ from *alone* in how tasks share the device only.
-
-    What each step asks of its share is worked out once, so that a prediction is cheap.
-    """
-    model = Predictor(gpu, alone)
-    demands = [model.demands(row, hosts_of(row, gpu)) for row in rows]
-
-    def predict(profile: Profile) -> Floats:
-        laws = {regime: sharing_for(regime, profile) for regime in {row.sharing for row in rows}}
-        seconds = []
-        for row, asked in zip(rows, demands, strict=True):
-            rates = laws[row.sharing].rates(asked)
-            seconds += [each.seconds / rate for each, rate in zip(asked, rates, strict=True)]
-        return np.array(seconds)
-
-    return _observations(rows, predict)
-
-
-def _observations(rows: Sequence[StepRow], predict: Callable[[Profile], Floats]) -> Observations:
-    measured = [1.0 / rate for row in rows for rate in row.rates]
-    groups = [f"{group_of(row)}, {load.phase}" for row in rows for load in row.loads]
-    titles = [
-        f"{row.sharing}: {row.title}, {load.llm.split('/')[-1]}, lane {place}"
-        for row in rows
-        for place, load in enumerate(row.loads)
+def _with_neighbours(
+    lawful: Fit, observed: Observations, pairs: Sequence[Pair]
+) -> tuple[Fit, Process | None]:
+    """The fit of a law with what its pairs say beyond it, and the process that told that."""
+    profile, process = with_neighbours(lawful.profile, pairs)
+    predicted = observed.predict(profile).tolist()
+    residuals = [
+        residual._replace(predicted=value)
+        for residual, value in zip(lawful.residuals, predicted, strict=True)
     ]
-    return Observations(np.array(measured), groups, titles, predict)
-
-
-def hosts_of(row: StepRow, gpu: Gpu) -> list[float | None] | None:
-    """The seconds that the launches of each lane's step take; None where the model tells.
-
-    Hosts launch at speeds that differ by two from one second to the next. Where a row tells the
-    time of its launches, that is taken; where it does not, a lane that the host may hold back is
-    taken to have been held back, and tells only what it did to the others.
-    """
-    if row.alone or gpu.name == "cpu":
-        return None
-    if row.hosts is not None:
-        return list(row.hosts)
-    return [
-        min(1.0 / rate, SLOW_LAUNCH * launches(load)) if load.prompts or load.eager else 0.0
-        for load, rate in zip(row.loads, row.rates, strict=True)
-    ]
-
-
-def launches(load: Load) -> float:
-    """About how many kernels a step launches."""
-    return coefficients(llm_named(load.llm)).dense_kernels
-
-
-def group_of(row: StepRow) -> str:
-    if row.alone:
-        if row.shares[0] == 1.0:
-            return "alone"
-        return f"alone on a share, {row.sharing.replace('_', ' ')}"
-    crowd = "" if len(row.loads) == 2 else " of three or more"
-    return f"{row.regime.replace('_', ' ')}{crowd}"
+    return replace(lawful, profile=profile, residuals=tuple(residuals)), process
 
 
 def _cross_validated(
-    profile: Profile, whole: Fit, rows: Sequence[StepRow], observed: Observations, stage: Stage
+    profile: Profile,
+    whole_fit: Fit,
+    rows: Sequence[StepRow],
+    observed: Observations,
+    stage: Stage,
+    gpu: Gpu,
+    process: Process | None,
 ) -> dict[str, Errors]:
     """The errors of rows predicted by fits that saw no prompt of their lengths, by group.
 
-    Each such fit begins at the whole one's values, at the first guess where that is zero.
+    Each such fit begins at the whole one's values, at the first guess where that is zero. What
+    pairs say beyond the law is learnt anew, under the whole fit's scales.
     """
     lengths = sorted({_length(row) for row in rows})
     fold_of = {length: str(place % FOLDS) for place, length in enumerate(lengths)}
     folds = [fold_of[_length(row)] for row in rows for _ in row.loads]
-    start = {p.name: p.value or stage.start[p.name] for p in whole.parameters}
+    start = {p.name: p.value or stage.start[p.name] for p in whole_fit.parameters}
     if len(set(folds)) < 2 or len(folds) < 4 * len(start):
         return {}
 
     def fit_rows(others: Observations) -> Profile:
-        return fit(profile, start, others, noise=stage.noise, title=stage.title).profile
+        fitted = fit(profile, start, others, noise=stage.noise, title=stage.title).profile
+        if process is None:
+            return fitted
+        known = set(others.titles)
+        kept = [row for row in rows if title_of(row, 0) in known]
+        return with_neighbours(fitted, pairs_of(kept, gpu, profile), process)[0]
 
     predicted = cross_validate(fit_rows, observed, folds)
     return errors_by_group(observed.groups, observed.measured, predicted)

@@ -79,7 +79,9 @@ def test_baselines_predict_rates(h200: H200) -> None:
         for row in rows:
             assert min(rates(row)) > 0
             if name == "contention ignored":
-                assert rates(row) == pytest.approx([1 / d.seconds for d in model.demands(row)])
+                assert rates(row) == pytest.approx(
+                    [1 / d.seconds for d in model.demands(row, row.hosts)]
+                )
 
 
 def test_the_command_prints_the_keys_that_are_owed() -> None:

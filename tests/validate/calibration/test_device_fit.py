@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from splitwiser.models.gpu import gpu
 from splitwiser.models.profile import Profile, profile_for
-from splitwiser.validate.calibration.device_fit import (
-    NOISE_BESIDE,
-    STAGES,
-    beside,
-    fit_device,
-    hosts_of,
-    observe,
-)
+from splitwiser.validate.calibration.device_fit import NOISE_BESIDE, STAGES, fit_device
 from splitwiser.validate.calibration.fitting import fit
+from splitwiser.validate.calibration.observed_steps import beside, hosts_of, observe
 from splitwiser.validate.calibration.points import Load
 from splitwiser.validate.calibration.steps import Predictor, StepRow
 
 SHEET = gpu("h200")
-TRUTH = profile_for("h200")
+TRUTH = replace(profile_for("h200"), neighbours=None)  # the law alone
 LLM = "meta-llama/Llama-3.1-8B"
 
 
@@ -36,6 +31,21 @@ def measured(row: StepRow, profile: Profile) -> StepRow:
     """The row as a device of this profile would have it."""
     rates = Predictor(SHEET, profile).rates(row, hosts_of(row, SHEET))
     return replace(row, rates=tuple(rates))
+
+
+def record(row: StepRow) -> dict[str, Any]:
+    """The row as a raw file has it."""
+    lanes = [
+        {**asdict(load), "phase": load.phase, "sm_percent": 100.0 * share, "sms": None}
+        for load, share in zip(row.loads, row.shares, strict=True)
+    ]
+    return {
+        "sharing": row.sharing,
+        "lanes": lanes,
+        "repeat": row.repeat,
+        "rates": list(row.rates),
+        "host": list(row.hosts or ()),
+    }
 
 
 ROWS = [
@@ -86,8 +96,8 @@ def test_nothing_measured_is_refused() -> None:
 
 def test_what_no_row_decides_keeps_its_value() -> None:
     """Pairs alone leave kernels, phases alone and time slices as the start has them."""
-    rows = [measured(row, TRUTH) for row in ROWS]
-    found = fit_device([], SHEET, "bfloat16", TRUTH, rows)
+    records = [record(measured(row, TRUTH)) for row in ROWS]
+    found = fit_device(records, SHEET, "bfloat16", TRUTH)
     fitted = set(STAGES[-1].start)
     assert {fit.title for fit in found.fits} == {STAGES[-1].title}
     for name, parameter in found.profile.parameters.items():
