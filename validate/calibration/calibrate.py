@@ -99,6 +99,9 @@ def calibration(
         "command": "splitwiser calibrate --device",
         "unknown": "; ".join(notes),
     }
+    known = found.profile.neighbours
+    if known is not None:
+        told["beyond the law"] = f"{len(known.weights)} slow-downs of steps beside others"
     profile = replace(
         found.profile, name=name, kind="fitted", provenance=told, residuals=residuals, by_gpu={}
     )
