@@ -41,9 +41,8 @@ def part_alone() -> tuple[list[Score], list[str]]:
     return alone(H200.read(RAW)), [
         "Fitted on Llama-3.1-8B and OPT-125m; judged on OPT-1.3B, Llama-3.2-3B, Qwen2.5-7B and on",
         "sizes of Llama-3.1-8B between those fitted. Bound by launches: a launch took the host 90 % of",
-        "the step or more. It is then given to the prediction, since hosts differ by two from one second",
-        "to the next; `modelled`: it is not. Another card (other machine, same kind) is slower by up to",
-        "17 % in long prefills.",
+        "the step or more. Hosts differ from one second to the next, so the prediction is told what it",
+        "took; `modelled`: it is not. Another card (other machine, same kind) is slower in long prefills.",
     ]
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/h200_profile.py [--write] [--picture FILE] [--json]
 
-Fits what `splitwiser calibrate --device` measured (calibration.jsonl), and prints the report. `--write` replaces `models/profiles/h200.json`, and in every other profile
-what it borrows from it.
+Fits what `splitwiser calibrate --device` measured (calibration.jsonl), and prints the report.
+`--write` replaces `models/profiles/h200.json`, and in every other profile what it borrows from it.
 """
 
 from __future__ import annotations

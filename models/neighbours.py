@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import log, sqrt
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,22 +25,30 @@ COORDINATES = (
     *("share of the SMs", "the same of the neighbour", "share that both may use"),
     "whether the SMs are divided for good (green contexts)",
 )
-ODDS = 1e-4  # least and most part of arithmetic that is told apart: (ODDS, 1 - ODDS)
+LEAST_MIX = 1e-4  # parts of arithmetic nearer to 0 and to 1 are not told apart
+
+
+class Kind(NamedTuple):
+    """What kernels a step has: the log of their mean seconds, and the log odds of arithmetic."""
+
+    tau: float
+    odds: float
+
+    @classmethod
+    def of(cls, tau: float, mix: float) -> Kind:
+        """Return the kind of kernels of *tau* seconds that are arithmetic to the part *mix*."""
+        inside = min(max(mix, LEAST_MIX), 1.0 - LEAST_MIX)
+        return cls(log(tau), log(inside / (1.0 - inside)))
 
 
 def coordinates(
-    taus: tuple[float, float],
-    mixes: tuple[float, float],
-    shares: tuple[float, float, float],
-    parts: bool,
+    own: Kind, other: Kind, shares: tuple[float, float, float], parts: bool
 ) -> tuple[float, ...]:
     """Return where a step beside a neighbour stands, as `COORDINATES` names it.
 
-    *taus* and *mixes* are of the step and of its neighbour, *shares* those of both and the part of
-    the SMs that both may use.
+    *shares* are those of both and the part of the SMs that both may use.
     """
-    odds = [log(mix / (1.0 - mix)) for mix in (min(max(m, ODDS), 1.0 - ODDS) for m in mixes)]
-    return (log(taus[0]), log(taus[1]), *odds, *shares, float(parts))
+    return (own.tau, other.tau, own.odds, other.odds, *shares, float(parts))
 
 
 @dataclass(frozen=True)

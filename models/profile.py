@@ -213,10 +213,10 @@ def parse_profile(document: Any, place: str) -> Profile:
         )
     content = checked(ProfileFile, document, place)
     parameters = _parameters(content.parameters, f"{place}: parameters")
-    known = content.neighbours
     missing = [name for name in PARAMETERS if name not in parameters]
     if missing:
         raise ValueError(f"{place}: parameters.{missing[0]} is missing")
+    known = content.neighbours
     return Profile(
         name=content.name,
         gpu=content.gpu,

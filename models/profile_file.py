@@ -22,7 +22,8 @@ from splitwiser.models.neighbours import COORDINATES
 SHOWN = 4
 LEAST = 1e-2  # a formula that is wrong by more than a hundred times is not corrected but wrong
 LARGEST = 1e9
-FAR, HEAVY = 100.0, 10.0  # a coordinate is a logarithm or a share, a weight part of a log factor
+FAR = 100.0  # a coordinate is a logarithm or a share
+HEAVY = 1e6  # weights are as large as pairs are close and sure: up to 1e5 of what a fit may find
 
 
 class ParameterEntry(BaseModel):

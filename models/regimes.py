@@ -65,8 +65,10 @@ class TimeSlice(Sharing):
         given = water_fill(wanted, turns, useful / (useful + self.switch * len(demands)))
         # Who is satisfied takes fewer turns, and nobody switches but from another's turn.
         often = [got / turn for got, turn in zip(given, turns, strict=True)]
-        switches = sum(min(own, sum(often) - own) for own in often)
-        given = water_fill(wanted, turns, 1.0 - self.switch * switches)
+        switching = self.switch * sum(min(own, sum(often) - own) for own in often)
+        # Where that leaves less than was dealt, there are fewer turns too: in proportion, at least.
+        capacity = max(1.0 - switching, sum(given) / (sum(given) + switching))
+        given = water_fill(wanted, turns, capacity)
         return [got / want if want > 0.0 else 1.0 for got, want in zip(given, wanted, strict=True)]
 
 

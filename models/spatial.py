@@ -4,12 +4,12 @@ With x_j the part of the time in which j's kernels run (its seconds alone on its
 
     1/x_i = h_i + (1 + P_i + sum_j S_ij * x_j) / (1 - Y*sum_j n_ij^r*x_j)
     1 + S_ij = (1 + C_i*(1 - o_ij) + w_ij) * G_ij
-    1/w_ij^2 = 1/(W_i*o_ij^q*(tau_j/tau_i)^e)^2 + 1/f_ij^2
+    1/w_ij^2 = 1/(W_i*o_ij*O_i^(q-1)*(tau_j/tau_i)^e)^2 + 1/f_ij^2
 
 and no more than its launches from the host allow. h_i is the overhead after i's step over the time
 of its kernels, P_i what its clock loses to the power of the others, C_i their contention on other
 SMs, W_i the wait of its kernels behind theirs on shared SMs (tau: mean time of a kernel, o_ij: part
-of i's SMs that j may use too), f_ij what i loses by running on those SMs only that j may not use,
+of i's SMs that j may use too, O_i: that anybody may), f_ij what i loses by running on those SMs only that j may not use,
 Y what it yields to kernels that run on the SMs which j needs of i's (n_ij), and G_ij what measured
 pairs like these say beyond the law (`models/neighbours.py`). docs/model.md states every symbol.
 """
@@ -26,7 +26,7 @@ import numpy as np
 from splitwiser.models.balance import crowd, pair
 from splitwiser.models.cost import Demand
 from splitwiser.models.kernels import saturation
-from splitwiser.models.neighbours import ODDS, Neighbours, coordinates
+from splitwiser.models.neighbours import Kind, Neighbours, coordinates
 from splitwiser.models.regimes import Sharing
 
 
@@ -52,8 +52,7 @@ class Beside(NamedTuple):
 
 
 Cell = tuple[int, int]
-"""Logs of the mean time of a kernel and of the odds of arithmetic, in steps of 1/CELLS: few places
-need an interpolation."""
+"""A `Kind` in steps of 1/CELLS, so that few pairs need an interpolation."""
 
 
 class Running(NamedTuple):
@@ -93,6 +92,7 @@ class Spatial(Sharing):
 
     def __init__(self, regime: str, beside: Beside) -> None:
         self.regime = regime
+        self._parts = regime == "green_contexts"
         self._beside = beside
         # Shares are few, and the powers of them costly.
         self._meeting = cache(self._find_meeting)
@@ -146,16 +146,10 @@ class Spatial(Sharing):
                 continue
             slow, give, heat = self._coupling(one, two, shares, one.share + two.need)
             measured = ((1.0 - give * w) / x - self._cost(one, heat)) / w
-            taus, mixes = (one.tau, two.tau), (one.mix, two.mix)
+            kinds = Kind.of(one.tau, one.mix), Kind.of(two.tau, two.mix)
             met = one.share * overlap(one.share, two.share, shares)
-            parts = self.regime == "green_contexts"
-            found.append(
-                Implied(
-                    coordinates(taus, mixes, (one.share, two.share, met), parts),
-                    log(max(1.0 + measured, LEAST) / (1.0 + slow)),
-                    w,
-                )
-            )
+            place = coordinates(*kinds, (one.share, two.share, met), self._parts)
+            found.append(Implied(place, log(max(1.0 + measured, LEAST) / (1.0 + slow)), w))
         return found
 
     def _running(self, demand: Demand) -> Running:
@@ -166,8 +160,8 @@ class Spatial(Sharing):
         tau = busy / kernels if kernels > 0.0 else busy
         cell = (0, 0)
         if self._beside.neighbours is not None:
-            odds = min(max(mix, ODDS), 1.0 - ODDS)
-            cell = (round(CELLS * log(tau)), round(CELLS * log(odds / (1.0 - odds))))
+            kind = Kind.of(tau, mix)
+            cell = (round(CELLS * kind[0]), round(CELLS * kind[1]))
         return Running(busy / seconds, overhead / busy, tau, mix, share, min(need, share), cell)
 
     def _coupling(
@@ -222,9 +216,8 @@ class Spatial(Sharing):
     def _find_known(self, one: Cell, two: Cell, own: float, other: float, met: float) -> float:
         """Return the factor that measured pairs give, in the middle of cells."""
         assert self._beside.neighbours is not None
-        taus = (exp(one[0] / CELLS), exp(two[0] / CELLS))
-        mixes = (1.0 / (1.0 + exp(-one[1] / CELLS)), 1.0 / (1.0 + exp(-two[1] / CELLS)))
-        place = coordinates(taus, mixes, (own, other, met), self.regime == "green_contexts")
+        first, second = (Kind(cell[0] / CELLS, cell[1] / CELLS) for cell in (one, two))
+        place = coordinates(first, second, (own, other, met), self._parts)
         return exp(self._beside.neighbours.log_factor(place))
 
     def _crowding(self, task: Running, tasks: Sequence[Running], shares: float) -> float:

@@ -150,6 +150,20 @@ def test_between_sizes_a_correction_is_linear_in_the_logarithms() -> None:
     np.testing.assert_allclose(surface.along([1, 10, 100, 1e6]), [1, 3, 9, 9])
 
 
+def test_a_correction_of_all_sms_fades_on_a_share() -> None:
+    """What was measured on the whole device holds there, and next to nothing of it on a half."""
+    plain, slower = PLAIN, corrected(gemm=constant(1.5, (4096.0, 4096.0)))
+
+    def factor(share: float) -> float:
+        """How much the correction lengthens a GEMM on a share."""
+        first, second = (KernelModel(A100, p, "bfloat16", sm_share=share) for p in (slower, plain))
+        return float(first.gemm(512, 4096, 4096) / second.gemm(512, 4096, 4096))
+
+    assert factor(1.0) == pytest.approx(1.5, rel=0.01)
+    assert 1.0 < factor(0.9) < 1.25
+    assert factor(0.5) == pytest.approx(1.0, abs=0.01)
+
+
 def test_a_mixed_step_may_slow_decoding() -> None:
     """`mixed_decode` and the mixed corrections hold only in steps with prompts."""
     profile = replace(

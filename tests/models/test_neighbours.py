@@ -15,12 +15,17 @@ from hypothesis import strategies as st
 from splitwiser.models.catalogue import llm
 from splitwiser.models.cost import CostModel, Demand
 from splitwiser.models.gpu import gpu
-from splitwiser.models.neighbours import COORDINATES, Neighbours, coordinates
+from splitwiser.models.neighbours import COORDINATES, Kind, Neighbours, coordinates
 from splitwiser.models.profile import load_profile, profile_for
 from splitwiser.models.sharing import sharing_for
 from splitwiser.models.spatial import Spatial
 from splitwiser.models.work import prompt_pairs
-from splitwiser.validate.calibration.neighbours_fit import Pair, with_neighbours
+from splitwiser.validate.calibration.neighbours_fit import (
+    Pair,
+    Process,
+    unlikely,
+    with_neighbours,
+)
 
 H200 = profile_for("h200")
 LAW = replace(H200, neighbours=None)
@@ -81,9 +86,8 @@ def test_a_cell_is_smaller_than_what_it_tells(side: tuple[int, int, tuple[float,
     one, two = map(law._running, asked)
     met = max(0.0, sum(side[2]) - 1.0)
     exact = known.log_factor(
-        coordinates((one.tau, two.tau), (one.mix, two.mix), (one.share, two.share, met), False)
+        coordinates(Kind.of(one.tau, one.mix), Kind.of(two.tau, two.mix), (*side[2], met), False)
     )
-    # The overhead that follows kernels is in the coupling: here there is none.
     assert (1 + slow[H200][0]) / (1 + slow[LAW][0]) == pytest.approx(exp(exact), rel=0.02)
 
 
@@ -108,6 +112,55 @@ def test_what_pairs_say_is_learnt_and_told_of_pairs_between() -> None:
             predicted = spatial(profile).rates(pair.demands)[1]
             errors[name].append(abs(predicted / pair.rates[1] - 1.0))
     assert np.mean(errors["learnt"]) < 0.25 * np.mean(errors["law"])
+
+
+def test_who_hardly_runs_teaches_little() -> None:
+    """What a step tells of a neighbour counts by the time in which that neighbour ran."""
+
+    def told(idle: float, factor: float) -> Pair:
+        """Pairs of one place: the prefill's host lets it run for a part of the time only."""
+        first, second = demands(400, 16, (1.0, 1.0))
+        asked = [first._replace(seconds=first.busy * idle), second]
+        rates = spatial(LAW).rates(asked)
+        return Pair("mps", asked, [rates[0], rates[1] * factor])
+
+    others = [
+        Pair("mps", asked, spatial(LAW).rates(asked))
+        for asked in (demands(t, b, (1.0, 1.0)) for t in (100, 1600, 6400) for b in (1, 8, 64, 150))
+    ]
+    sure = [told(1.0, 1.0)] * 8
+    process = Process(np.array([2.7] * 4 + [0.9, 0.9, 1.4, 1.8]), 0.2, 0.05)
+    learnt, _ = with_neighbours(LAW, [*others, *sure, *[told(30.0, 0.97)] * 8], process)
+    asked = told(1.0, 1.0).demands
+    assert spatial(learnt).rates(asked)[1] == pytest.approx(spatial(LAW).rates(asked)[1], rel=0.02)
+
+
+def test_the_slope_of_the_likelihood_is_its_own() -> None:
+    """What the search for a process goes down by is the derivative of what it minimises."""
+    draw = np.random.default_rng(3)
+    places, factors = draw.normal(size=(30, 8)), draw.normal(0.0, 0.2, 30)
+    apart = (places[:, None, :] - places[None, :, :]) ** 2
+    logs, squares = draw.normal(0.0, 0.3, 10) - 0.5, draw.uniform(1.0, 4.0, 30)
+    _, slope = unlikely(logs, apart, factors, squares)
+    for place, step in enumerate(1e-5 * np.eye(10)):
+        up, down = (unlikely(logs + sign * step, apart, factors, squares)[0] for sign in (1, -1))
+        assert slope[place] == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-5)
+
+
+def test_a_fit_can_be_read_again(tmp_path: Path) -> None:
+    """However sure and close pairs are, the weights that they are given pass as a profile's."""
+    asked = [demands(t, b, (1.0, 1.0)) for t in range(500, 540) for b in (16, 17)]
+    rates = [spatial(LAW).rates(each) for each in asked]
+    pairs = [
+        Pair("mps", each, [rate[0], rate[1] * (0.7, 1.1)[place % 2]])
+        for place, (each, rate) in enumerate(zip(asked, rates, strict=True))
+    ]
+    sure = Process(np.full(8, 10.0), 1.0, 0.02)
+    learnt, _ = with_neighbours(LAW, pairs, sure)
+    assert learnt.neighbours is not None
+    assert max(map(abs, learnt.neighbours.weights)) > 10
+    learnt.save(tmp_path / "profile.json")
+    assert load_profile(tmp_path / "profile.json").neighbours == learnt.neighbours
 
 
 def test_too_few_pairs_teach_nothing() -> None:
@@ -140,7 +193,7 @@ def test_a_file_gives_the_same_pairs_back(tmp_path: Path) -> None:
         ({"scales": [1.0]}, "neighbours: scales must be 8 positive numbers"),
         ({"points": [[1.0] * 7]}, "points.0 must be 8 coordinates"),
         ({"points": [[1e9] * 8]}, "points.0 must be 8 coordinates between -100 and 100"),
-        ({"weights": [1e9]}, "weights must lie between -10 and 10"),
+        ({"weights": [1e9]}, r"weights must lie between -1e\+06 and 1e\+06"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:

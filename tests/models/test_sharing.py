@@ -7,17 +7,18 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from splitwiser.models.balance import LEAST, crowd, pair
 from splitwiser.models.catalogue import llm
 from splitwiser.models.cost import CostModel, Demand
 from splitwiser.models.gpu import gpu
+from splitwiser.models.kernels import saturation
 from splitwiser.models.profile import PARAMETERS, Profile, built_in_profiles, profile_for
 from splitwiser.models.regimes import water_fill
 from splitwiser.models.sharing import REGIMES, sharing_for
-from splitwiser.models.spatial import overlap
+from splitwiser.models.spatial import Spatial, overlap
 from splitwiser.models.work import prompt_pairs
 
 SHARED = st.sampled_from([regime for regime in REGIMES if regime != "exclusive"])
@@ -131,6 +132,44 @@ def test_rates_have_no_unit_of_time(
     fast = profile.with_values(quantum=3e-4 * factor, switch=1e-5 * factor)
     rates = sharing_for(regime, slow).rates([one, two])
     assert sharing_for(regime, fast).rates([scaled(one), scaled(two)]) == pytest.approx(rates)
+
+
+def test_however_short_turns_are_time_is_left() -> None:
+    """Two processes with steps shorter than a switch leave a third, and each other, some time."""
+    tiny = Demand(6e-5, 6e-5, 0.0, 0.0, 10.0, 1.0)
+    slow = Demand(0.2, 0.1, 0.0, 0.0, 10.0, 1.0, overhead=0.1)
+    for switch in (1e-4, 3e-4, 1e-2):
+        profile = profile_for("h200").with_values(switch=switch)
+        rates = sharing_for("time_slice", profile).rates([tiny, tiny, slow])
+        assert all(rate > 0.0 for rate in rates)
+        assert rates[0] == pytest.approx(rates[1])
+        assert max(rates[:2]) < 0.5
+
+
+@given(st.floats(0.2, 0.6), st.integers(2, 4), st.floats(1.0, 4.0))
+def test_small_overlaps_count_as_part_of_the_whole_one(share: float, n: int, power: float) -> None:
+    """Waits behind all neighbours together fall with the SMs that any of them shares."""
+    assume((n + 1) * share > 1.01)
+    law = sharing_for("mps", profile_for("h200").with_values(wait_overlap=power))
+    assert isinstance(law, Spatial)
+    shares = (n + 1) * share
+    together = n * law._find_meeting(share, share, shares)[1]
+    parts = n * overlap(share, share, shares)
+    assert together == pytest.approx(parts * min(max(parts / n, shares - 1.0), 1.0) ** (power - 1))
+    assert together >= n * (parts / n) ** power * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("share", [0.75, 0.85, 0.95])
+@pytest.mark.parametrize("tokens", [300, 2000, 8000])
+def test_what_a_neighbour_may_not_use_is_a_way_out(share: float, tokens: int) -> None:
+    """Beside a limited prefill decode keeps at least what the SMs give that are left to it alone."""
+    profile = replace(profile_for("h200"), neighbours=None)
+    profile = profile.with_values(contention=0.0, yielded=0.0, power_memory=0.0, power_compute=0.0)
+    alone = decode(profile, 1)._replace(compute=0.0)  # bound by memory altogether
+    rate = sharing_for("mps", profile).rates([alone, prefill(profile, tokens, share)])[0]
+    knee, bend = profile.value("bandwidth_knee"), profile.value("bandwidth_bend")
+    assert rate >= saturation(1.0 - share, knee, bend) * (1 - 1e-9)
+    assert rate < 1.0
 
 
 def test_exclusive_has_one_process() -> None:

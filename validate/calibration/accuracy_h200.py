@@ -1,7 +1,8 @@
 """How well the H200 profile predicts rows that it was not fitted to, and what its effects are worth.
 
 The rows are committed: the profile is fitted to `calibration.jsonl`, `heldout-2.jsonl` was drawn
-and measured an hour later, and `heldout-1.jsonl` on another card on another host.
+and measured an hour later, on a card and a host of which it is not known whether they are the same,
+and `heldout-1.jsonl` on another card on another host.
 """
 
 from __future__ import annotations
@@ -10,9 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-
-import numpy as np
-from numpy.typing import NDArray
 
 from splitwiser.models.gpu import Gpu, gpu
 from splitwiser.models.profile import Profile, profile_for
@@ -31,7 +29,6 @@ from splitwiser.validate.calibration.observed_steps import (
 from splitwiser.validate.calibration.raw import read_raw
 from splitwiser.validate.calibration.steps import Predictor, StepRow, rows_of
 
-Floats = NDArray[np.float64]
 Rates = Callable[[StepRow], Sequence[float]]
 
 

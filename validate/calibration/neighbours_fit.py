@@ -92,37 +92,40 @@ def _law(sharing: str, profile: Profile) -> Spatial:
 def _likeliest(places: Floats, factors: Floats, noises: Floats) -> Process:
     """The process under which *factors* at *places* are the likeliest."""
     apart = ((places[:, None, :] - places[None, :, :]) / NEAR) ** 2
-    squares = noises**2
-
-    def unlikely(logs: Floats) -> tuple[float, Floats]:
-        """Minus the log likelihood and prior, and its slope: along scales, size and noise."""
-        inverse = np.exp(-2.0 * logs[:-2])
-        size, noise = np.exp(2.0 * logs[-2:])
-        r = np.sqrt(3.0 * (apart @ inverse))
-        fading = np.exp(-r)
-        smooth = size * (1.0 + r) * fading
-        factor = cho_factor(smooth + np.diag(noise * squares))
-        solved = cho_solve(factor, factors)
-        # Half the trace of `inner` times a change of the covariance is the change of the likelihood.
-        inner = np.outer(solved, solved) - cho_solve(factor, np.eye(len(factors)))
-        along = 3.0 * size * np.einsum("ij,ijk->k", inner * fading, apart) * inverse
-        slope = -np.append(
-            0.5 * along, [(inner * smooth).sum(), noise * (inner.diagonal() * squares).sum()]
-        )
-        slope[:-2] += 2.0 * SURE * logs[:-2]
-        log_det = float(np.log(factor[0].diagonal()).sum())
-        value = 0.5 * float(factors @ solved) + log_det + SURE * float((logs[:-2] ** 2).sum())
-        return value, slope
-
     start = np.append(np.zeros(len(NEAR)), np.log([SIZE_GUESS, NOISE_GUESS]))
     low, high = np.log([SCALES] * len(NEAR) + [SIZE, NOISE]).T
     done = minimize(
         unlikely,
         start,
-        (),
+        (apart, factors, noises**2),
         "L-BFGS-B",
         jac=True,
         bounds=Bounds(low, high),
         options={"maxiter": ROUNDS},
     )
     return Process(NEAR * np.exp(done.x[:-2]), *np.exp(done.x[-2:]).tolist())
+
+
+def unlikely(logs: Floats, apart: Floats, factors: Floats, squares: Floats) -> tuple[float, Floats]:
+    """Return minus the log likelihood and prior of a process, up to a constant, and its slope.
+
+    *logs* are of the scales (in `NEAR`), the size and the noise; *apart* the squared distances of
+    all pairs along each coordinate (in `NEAR`), *factors* what they told, *squares* the variance of
+    each in that of the noise.
+    """
+    inverse = np.exp(-2.0 * logs[:-2])
+    size, noise = np.exp(2.0 * logs[-2:])
+    r = np.sqrt(3.0 * (apart @ inverse))
+    fading = np.exp(-r)
+    smooth = size * (1.0 + r) * fading
+    factor = cho_factor(smooth + np.diag(noise * squares))
+    solved = cho_solve(factor, factors)
+    # Half the trace of `inner` times a change of the covariance is the change of the likelihood.
+    inner = np.outer(solved, solved) - cho_solve(factor, np.eye(len(factors)))
+    along = 3.0 * size * np.einsum("ij,ijk->k", inner * fading, apart) * inverse
+    sure = [(inner * smooth).sum(), noise * (inner.diagonal() * squares).sum()]
+    slope = -np.append(0.5 * along, sure)
+    slope[:-2] += 2.0 * SURE * logs[:-2]
+    log_det = float(np.log(factor[0].diagonal()).sum())
+    value = 0.5 * float(factors @ solved) + log_det + SURE * float((logs[:-2] ** 2).sum())
+    return value, slope

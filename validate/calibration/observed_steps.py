@@ -90,7 +90,7 @@ def _observations(rows: Sequence[StepRow], predict: Callable[[Profile], Floats])
 def hosts_of(row: StepRow, gpu: Gpu) -> list[float | None] | None:
     """The seconds that the launches of each lane's step take; None where the model tells.
 
-    Hosts launch at speeds that differ by two from one second to the next. Where a row tells the
+    Hosts launch at speeds that differ from one second to the next. Where a row tells the
     time of its launches, that is taken; where it does not, a lane that the host may hold back is
     taken to have been held back, and tells only what it did to the others.
     """

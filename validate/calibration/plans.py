@@ -31,8 +31,8 @@ GEMMS = (
     *((15360, 5120), (5120, 5120), (27648, 5120), (5120, 13824)),
     *((10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672)),
 )
-# Above 256 rows none is a multiple of a tile: for those libraries pick other kernels, some of them
-# far slower, and prompts seldom are.
+# Above 256 rows none is a multiple of a tile: for those libraries pick other kernels, and
+# prompts seldom are.
 ROWS = (
     *(1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256),
     *(275, 306, 341, 379, 421, 469, 521, 579, 643, 715, 795, 883, 981, 1091, 1213, 1347, 1497),
@@ -46,7 +46,7 @@ WIDTHS = {"norm": (768, 4096), "rotate": (2304, 6144), "gated": (1536, 14336), "
 
 
 def gpu_plan(memory: float) -> Plan:
-    """The plan of a GPU with *memory* bytes: about nine minutes on an H200.
+    """The plan of a GPU with *memory* bytes: nine to ten minutes on an H200.
 
     Smaller GPUs run a smaller model in fewer processes at a time, and leave out what does not fit.
     """

@@ -166,14 +166,14 @@ def _mps(large: str) -> Stage:
             points += pairs(large, (p, d), more, 1)
     points += _equals(large, (0, 10), (5, 11, 12))
     points += crowds(large, ((0, 10), (5, 11)), crowded, 8)
-    points += crowds(large, ((2, 3), (6, 7)), crowded, 4)
-    points += crowds(large, ((3, 4), (7, 8)), crowded, 4)
+    points += crowds(large, ((2, 3), (6, 7)), crowded, 4)  # at most 75 and 50 % of the SMs
+    points += crowds(large, ((3, 4), (7, 8)), crowded, 4)  # 50 and 25 %
     points += _limited_equals(large)
     return Stage("mps", lanes, tuple(points))
 
 
 def _limited_equals(large: str) -> Iterator[Point]:
-    """Limited processes that do the same, and work that waits for its host."""
+    """Decodes at most on 75, 50 and 25 % of the SMs, and work that waits for its host."""
     batch, small = decode(large, 32, 1024), decode(SMALL, 20, 512, eager=True)
     yield Point(((6, batch), (7, batch), (8, batch)))
     yield Point(((7, small), (8, small)))

@@ -16,7 +16,7 @@ from splitwiser.models.profile import BUILT_IN, load_profile
 from splitwiser.validate.calibration.accuracy import Score, score, scores
 from splitwiser.validate.calibration.accuracy_h200 import H200, alone, corun
 from splitwiser.validate.calibration.baselines import BASELINES
-from splitwiser.validate.calibration.steps import Predictor
+from splitwiser.validate.calibration.steps import Predictor, read_steps
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -60,6 +60,23 @@ def test_phases_of_models_never_measured_are_predicted(h200: H200) -> None:
     whole = alone(h200)[0]
     assert whole.mape < 0.05
     assert whole.p95 < 0.10
+
+
+def test_what_judges_was_never_seen(h200: H200) -> None:
+    """No row that is judged beside others has a prompt length of the calibration, alone or not."""
+    fitted = read_steps(ROOT / "benchmarks" / "h200" / "calibration.jsonl", 132)
+    seen = {load.tokens for row in fitted for load in row.loads if load.prompts}
+    for row in (*h200.judged, *h200.another):
+        assert row.alone or not seen & {load.tokens for load in row.loads if load.prompts}
+
+
+def test_knowing_more_predicts_better(h200: H200, beside: dict[str, Score]) -> None:
+    """Launches that are told, and pairs beyond the law, each lower the errors of rows not fitted."""
+    assert beside["all"].mape < 0.9 * beside["the host's launches not known, but modelled"].mape
+    assert beside["all"].mape < 0.9 * beside["without what pairs say beyond the law"].mape
+    phases = {s.group: s for s in alone(h200)}
+    told = phases["prefill, bound by launches"].mape
+    assert told < 0.05 < phases["launches bound, and modelled"].mape
 
 
 def test_the_law_beats_every_baseline(beside: dict[str, Score]) -> None:

@@ -12,7 +12,7 @@ from splitwiser.models.gpu import gpu
 from splitwiser.models.profile import Profile, profile_for
 from splitwiser.validate.calibration.device_fit import NOISE_BESIDE, STAGES, fit_device
 from splitwiser.validate.calibration.fitting import fit
-from splitwiser.validate.calibration.observed_steps import beside, hosts_of, observe
+from splitwiser.validate.calibration.observed_steps import beside, hosts_of, launches, observe
 from splitwiser.validate.calibration.points import Load
 from splitwiser.validate.calibration.steps import Predictor, StepRow
 
@@ -102,6 +102,57 @@ def test_what_no_row_decides_keeps_its_value() -> None:
     assert {fit.title for fit in found.fits} == {STAGES[-1].title}
     for name, parameter in found.profile.parameters.items():
         assert name in fitted or parameter == TRUTH.parameters[name]
+
+
+def eager(host: float, context: int) -> StepRow:
+    """A decode step that waits for its launches, of *host* seconds each."""
+    seconds = host * launches(Load(LLM))
+    load = Load(LLM, batch=1, context=context, eager=True)
+    return StepRow("time_slice", (load,), (1.0,), (1.0 / seconds,), hosts=(seconds,))
+
+
+def test_a_launch_takes_what_the_quicker_launches_took() -> None:
+    """The time of a launch is the lower quartile of those told, and that of the start without any."""
+    took = [2e-5, 3e-5, 4e-5, 9e-5, 8e-5]
+    told = [record(eager(each, 100 + place)) for place, each in enumerate(took)]
+    found = fit_device(told, SHEET, "bfloat16", TRUTH).profile
+    assert found.value("launch_host") == pytest.approx(np.quantile(took, 0.25), rel=1e-3)
+    silent = [{**each, "host": None} for each in told[:2]]
+    found = fit_device(silent, SHEET, "bfloat16", TRUTH).profile
+    assert found.value("launch_host") == TRUTH.value("launch_host")
+
+
+def test_steps_that_wait_for_launches_decide_no_turns() -> None:
+    """Eager lanes say little of turns, and are left to the other stages."""
+    turns = next(stage for stage in STAGES if "quantum" in stage.start)
+    row = pair("time_slice", 500, 16, (1.0, 1.0))
+    lazy = replace(row, loads=(row.loads[0], replace(row.loads[1], eager=True)))
+    assert turns.rows(row)
+    assert not turns.rows(lazy)
+    assert not turns.rows(pair("mps", 500, 16, (1.0, 1.0)))
+
+
+def test_what_pairs_say_beyond_the_law_goes_into_the_profile() -> None:
+    """Decodes that are slower than any law beside the long prompts only are predicted when learnt."""
+    rows = [
+        replace(row, rates=(row.rates[0], row.rates[1] / (1.3 if row.loads[0].tokens > 900 else 1)))
+        for row in (
+            measured(pair("mps", tokens, batch, shares), TRUTH)
+            for tokens in (150, 300, 600, 1000, 2000, 4000)
+            for batch in (1, 8, 32, 128)
+            for shares in ((1.0, 1.0), (0.8, 0.6))
+        )
+    ]
+    found = fit_device([record(row) for row in rows], SHEET, "bfloat16", TRUTH)
+    assert found.profile.neighbours is not None
+    observed = beside(rows, SHEET, found.profile)
+    errors = {
+        profile.neighbours is not None: np.abs(observed.predict(profile) / observed.measured - 1)
+        for profile in (found.profile, replace(found.profile, neighbours=None))
+    }
+    assert errors[True].mean() < 0.5 * errors[False].mean()
+    told = [abs(residual.error) for residual in found.fits[-1].residuals]
+    assert told == pytest.approx(errors[True].tolist(), abs=1e-9)
 
 
 def test_a_slow_host_that_no_row_tells_does_not_slow_the_law() -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from splitwiser.models.gpu import Gpu, gpus
 from splitwiser.validate.calibration.plans import cpu_plan, gpu_plan
 from splitwiser.validate.calibration.points import Plan, Stage, kernel_key, point_key
+from splitwiser.validate.calibration.step_plans import BATCHES, TOKENS, spread
 
 H200_BYTES = 150e9
 
@@ -53,6 +56,19 @@ def test_every_gpu_has_a_plan(sheet: Gpu) -> None:
     for stage in plan.stages:
         sizes.setdefault(stage.sharing, set()).update(len(point.loads) for point in stage.points)
     assert all({1, 2} <= lanes for lanes in sizes.values())
+
+
+@pytest.mark.parametrize("seed", range(1, 8))
+@pytest.mark.parametrize("count", [20, 52, 120])
+def test_sizes_cover_their_ranges_evenly(seed: int, count: int) -> None:
+    """Each tenth of a range, by logarithms, has its part of the sizes, however many are taken."""
+    sizes = np.log([*islice(spread(seed), count)])
+    for column, (low, high) in zip(sizes.T[:2], (TOKENS, BATCHES), strict=True):
+        tenths = np.clip((column - np.log(low)) / np.log(high / low) * 10, 0, 9.99).astype(int)
+        found = np.bincount(tenths, minlength=10)
+        if low > 1:  # whole batches leave tenths of small ones empty
+            assert found.max() - found.min() <= 3
+        assert found.max() <= 0.4 * count
 
 
 def loads(plan: Plan) -> Iterator[tuple[Stage, float | None, int, int]]:
