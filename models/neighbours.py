@@ -80,7 +80,7 @@ class Neighbours:
 def squared_distances(first: Floats, second: Floats) -> Floats:
     """Return the squared distances between rows, shape (rows of *first*, rows of *second*)."""
     apart = first[:, None, :] - second[None, :, :]
-    return np.asarray((apart * apart).sum(axis=-1))
+    return np.asarray(np.einsum("ijk,ijk->ij", apart, apart))
 
 
 def matern(squared: Floats) -> Floats:

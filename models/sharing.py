@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from splitwiser.models.names import unknown_name
 from splitwiser.models.profile import Profile
 from splitwiser.models.regimes import Exclusive, Sharing, TimeSlice
@@ -10,8 +12,12 @@ from splitwiser.models.spatial import Beside, Spatial
 REGIMES = ("exclusive", "time_slice", "mps", "streams", "green_contexts")
 
 
+@lru_cache(maxsize=16)
 def sharing_for(regime: str, profile: Profile) -> Sharing:
-    """Return the regime called *regime* with the parameters of *profile*."""
+    """Return the regime called *regime* with the parameters of *profile*.
+
+    It is kept, with what it has looked up: a search asks for the same one for each simulation.
+    """
     value = profile.value
     if regime == "exclusive":
         return Exclusive()
