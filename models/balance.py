@@ -4,7 +4,9 @@ The part of the time x_i in which the kernels of task i run solves, for all i at
 
     x_i * (cost_i + sum_j slower_ij * x_j) = 1 - sum_j yields_ij * x_j,   x_i <= use_i
 
-with cost_i >= 1 and yields_ij < 1. `models/sharing.py` says what the coefficients are.
+with cost_i >= 1 and yields_ij < 1. `models/sharing.py` says what the coefficients are. Where there
+are more than two, the kernels of j that i waits for last longer while those of a third k run:
+slower_ij stands for slower_ij * (1 + sum_k slower_jk * x_k).
 """
 
 from __future__ import annotations
@@ -53,15 +55,21 @@ def crowd(use: Array, cost: Array, slower: Array, yields: Array) -> Array:
     with it, and the less so the closer x is.
     """
     x = use / len(use)
+    waits = np.maximum(slower, 0.0)
     for _ in range(ROUNDS):
+        longer = waits * x
+        thirds = longer.sum(axis=1) - longer.T
+        full = slower + waits * thirds
         left = np.maximum(1.0 - yields @ x, LEAST)
-        below = np.maximum(cost + slower @ x, 1.0)
+        below = np.maximum(cost + full @ x, 1.0)
         target = np.minimum(left / below, use)
         far = np.abs(target / x - 1.0).max()
         if far < PRECISE:
             break
         free = left < below * use
-        slopes = np.where(free[:, None], (yields + x[:, None] * slower) / below[:, None], 0.0)
+        steep = full + longer @ waits
+        np.fill_diagonal(steep, 0.0)
+        slopes = np.where(free[:, None], (yields + x[:, None] * steep) / below[:, None], 0.0)
         steady = 1.0 + min(far, 1.0) * (np.abs(slopes) @ free)
         x = x + np.linalg.solve(slopes + np.diag(steady), target - x)
         x = np.clip(x, LEAST * target, use)

@@ -149,14 +149,20 @@ class KernelModel:
         """Return the corrections of GEMMs, None if the profile has none."""
         if "gemm" not in self._corrections:
             return None
+        if n.ndim == k.ndim == 0:  # one shape, as a model's layer has
+            return self._shape_factors(float(n), float(k), m)
         m, n, k = np.broadcast_arrays(m, n, k)
         shapes, which = np.unique(np.stack([n.ravel(), k.ravel()]), axis=1, return_inverse=True)
         factors = np.empty(m.size)
-        for i, shape in enumerate(shapes.T.tolist()):
-            surface, chosen = self.surface("gemm", shape), which == i
-            if surface is not None:
-                factors[chosen] = surface.along(m.ravel()[chosen])
-        return np.asarray(factors.reshape(m.shape) ** self.whole)
+        for i, (columns, depth) in enumerate(shapes.T.tolist()):
+            chosen = which == i
+            factors[chosen] = self._shape_factors(columns, depth, m.ravel()[chosen])
+        return factors.reshape(m.shape)
+
+    def _shape_factors(self, n: float, k: float, m: NDArray[np.float64]) -> NDArray[np.float64]:
+        surface = self.surface("gemm", (n, k))
+        assert surface is not None
+        return np.asarray(surface.along(m) ** self.whole)
 
     def grouped_gemm(
         self, m: ArrayLike, n: float, k: float, groups: ArrayLike

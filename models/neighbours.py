@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 COORDINATES = (
     *("log of the mean seconds of a kernel", "the same of the neighbour"),
     *("log odds of arithmetic in the time at the limits", "the same of the neighbour"),
+    *("whether it computes prompts", "the same of the neighbour"),
     *("share of the SMs", "the same of the neighbour", "share that both may use"),
     "whether the SMs are divided for good (green contexts)",
 )
@@ -29,16 +30,19 @@ LEAST_MIX = 1e-4  # parts of arithmetic nearer to 0 and to 1 are not told apart
 
 
 class Kind(NamedTuple):
-    """What kernels a step has: the log of their mean seconds, and the log odds of arithmetic."""
+    """What kernels a step has: the log of their mean seconds, the log odds of arithmetic, and
+    whether (1.0) they compute prompts.
+    """
 
     tau: float
     odds: float
+    prompts: float
 
     @classmethod
-    def of(cls, tau: float, mix: float) -> Kind:
+    def of(cls, tau: float, mix: float, prompts: bool) -> Kind:
         """Return the kind of kernels of *tau* seconds that are arithmetic to the part *mix*."""
         inside = min(max(mix, LEAST_MIX), 1.0 - LEAST_MIX)
-        return cls(log(tau), log(inside / (1.0 - inside)))
+        return cls(log(tau), log(inside / (1.0 - inside)), float(prompts))
 
 
 def coordinates(
@@ -48,7 +52,8 @@ def coordinates(
 
     *shares* are those of both and the part of the SMs that both may use.
     """
-    return (own.tau, other.tau, own.odds, other.odds, *shares, float(parts))
+    kinds = (own.tau, other.tau, own.odds, other.odds, own.prompts, other.prompts)
+    return (*kinds, *shares, float(parts))
 
 
 @dataclass(frozen=True)

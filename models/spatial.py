@@ -51,7 +51,7 @@ class Beside(NamedTuple):
     neighbours: Neighbours | None = None
 
 
-Cell = tuple[int, int]
+Cell = tuple[int, int, bool]
 """A `Kind` in steps of 1/CELLS, so that few pairs need an interpolation."""
 
 
@@ -76,11 +76,14 @@ class Running(NamedTuple):
 class Implied(NamedTuple):
     """How much more a step was slowed than the law says: where the pair stands (`coordinates`), the
     log of the factor on its slow-down, and the part of the time in which the neighbour ran.
+
+    `at_most`: the step was as fast as its host let it be, and the factor may be smaller.
     """
 
     place: tuple[float, ...]
     log_factor: float
     beside: float
+    at_most: bool
 
 
 class Spatial(Sharing):
@@ -133,8 +136,8 @@ class Spatial(Sharing):
     def implied(self, demands: Sequence[Demand], rates: Sequence[float]) -> list[Implied]:
         """Return what two tasks' measured *rates* say of how each is slowed by the other.
 
-        A task that its host or its overhead holds back says nothing of its neighbour, and is left
-        out.
+        A task that its host or its overhead holds back says no more than how much its neighbour
+        slows it at most.
         """
         tasks = [self._running(demand) for demand in demands]
         shares = sum(task.share for task in tasks)
@@ -142,26 +145,26 @@ class Spatial(Sharing):
         for i, j in ((0, 1), (1, 0)):
             one, two = tasks[i], tasks[j]
             x, w = rates[i] * one.use, rates[j] * two.use
-            if one.use < HELD_BACK and rates[i] > HELD_BACK:
-                continue
             slow, give, heat = self._coupling(one, two, shares, one.share + two.need)
             measured = ((1.0 - give * w) / x - self._cost(one, heat)) / w
-            kinds = Kind.of(one.tau, one.mix), Kind.of(two.tau, two.mix)
+            own, other = (Kind.of(each.tau, each.mix, each.cell[2]) for each in (one, two))
             met = one.share * overlap(one.share, two.share, shares)
-            place = coordinates(*kinds, (one.share, two.share, met), self._parts)
-            found.append(Implied(place, log(max(1.0 + measured, LEAST) / (1.0 + slow)), w))
+            place = coordinates(own, other, (one.share, two.share, met), self._parts)
+            log_factor = log(max(1.0 + measured, LEAST) / (1.0 + slow))
+            held_back = one.use < HELD_BACK and rates[i] > HELD_BACK
+            found.append(Implied(place, log_factor, w, held_back))
         return found
 
     def _running(self, demand: Demand) -> Running:
-        seconds, busy, _, _, kernels, share, overhead, compute, memory, _ = demand
+        seconds, busy, _, _, kernels, share, overhead, compute, memory, prompt = demand
         mix = compute / (compute + memory) if compute > 0.0 else 0.0
         spread = self._beside.memory_spread
         need = spread + (1.0 - spread) * mix / COMPUTE_BOUND if mix < COMPUTE_BOUND else 1.0
         tau = busy / kernels if kernels > 0.0 else busy
-        cell = (0, 0)
+        cell = (0, 0, prompt > 0.0)
         if self._beside.neighbours is not None:
-            kind = Kind.of(tau, mix)
-            cell = (round(CELLS * kind[0]), round(CELLS * kind[1]))
+            kind = Kind.of(tau, mix, prompt > 0.0)
+            cell = (round(CELLS * kind[0]), round(CELLS * kind[1]), prompt > 0.0)
         return Running(busy / seconds, overhead / busy, tau, mix, share, min(need, share), cell)
 
     def _coupling(
@@ -216,7 +219,9 @@ class Spatial(Sharing):
     def _find_known(self, one: Cell, two: Cell, own: float, other: float, met: float) -> float:
         """Return the factor that measured pairs give, in the middle of cells."""
         assert self._beside.neighbours is not None
-        first, second = (Kind(cell[0] / CELLS, cell[1] / CELLS) for cell in (one, two))
+        first, second = (
+            Kind(tau / CELLS, odds / CELLS, float(prompts)) for tau, odds, prompts in (one, two)
+        )
         place = coordinates(first, second, (own, other, met), self._parts)
         return exp(self._beside.neighbours.log_factor(place))
 
@@ -246,9 +251,9 @@ class Spatial(Sharing):
         return saturation(share, self._beside.knee, self._beside.bend) / share
 
 
-CELLS = 40.0  # for each factor of e: a cell is 2.5 % wide, and tells its pairs within 2 %
+CELLS = 20.0  # for each factor of e: a cell is 5 % wide, and tells its pairs within 2 %
 NO_SM = 0.005  # of the device: less than one SM of any
-HELD_BACK = 0.97  # of its rate alone: nothing but its host slows a task that is as fast
+HELD_BACK = 0.9  # of the rate that its host or its overhead allow: a task as fast waits for them, now and then
 LEAST = 0.3  # slow-downs below this, times the kernels' own time, are noise
 COMPUTE_BOUND = 0.6  # of a step's time at the data sheet's limits: its kernels want every SM
 

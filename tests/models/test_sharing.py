@@ -394,12 +394,15 @@ def test_two_tasks_balance_as_several_do(sides: tuple[Side, Side]) -> None:
 
 @given(st.integers(2, 12), st.floats(0.0, 2.0), st.floats(0.0, 0.95), st.floats(0.01, 1.0))
 @settings(max_examples=100, deadline=None)
-def test_equal_tasks_balance_at_the_root_of_their_quadratic(
+def test_equal_tasks_balance_at_the_root_of_their_equation(
     n: int, wait: float, yields: float, use: float
 ) -> None:
-    """n equal tasks run for x of the time, x (1 + (n-1) a x) = 1 - (n-1) y x, or what is left."""
+    """n equal tasks run for x of the time, x (1 + (n-1) A x) = 1 - (n-1) y x, or what is left, with
+    A = a (1 + (n-2) a x): who is waited for waits for the others.
+    """
     others = np.ones((n, n)) - np.eye(n)
     x = crowd(np.full(n, use), np.ones(n), wait * others, yields * others)
     assert x == pytest.approx(np.full(n, x[0]), rel=1e-9)
     left = max(1.0 - (n - 1) * yields * x[0], LEAST)
-    assert x[0] == pytest.approx(min(left / (1.0 + (n - 1) * wait * x[0]), use), rel=1e-6)
+    waits = wait * (1.0 + (n - 2) * wait * x[0])
+    assert x[0] == pytest.approx(min(left / (1.0 + (n - 1) * waits * x[0]), use), rel=1e-6)

@@ -1,8 +1,9 @@
 """How well the H200 profile predicts rows that it was not fitted to, and what its effects are worth.
 
-The rows are committed: the profile is fitted to `calibration.jsonl`, `heldout-2.jsonl` was drawn
-and measured an hour later, on a card and a host of which it is not known whether they are the same,
-and `heldout-1.jsonl` on another card on another host.
+The rows are committed: the profile is fitted to `calibration.jsonl`; `heldout-3.jsonl` was drawn at
+random and measured on the same card right after it. `heldout-2.jsonl` is of another card and host on
+the same day: by it and by cross-validation the form of the model was chosen, by `heldout-3.jsonl`
+nothing. `calibration-2.jsonl` is the calibration's plan once more, on a third card.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from splitwiser.validate.calibration.device_fit import NOISE_BESIDE, STAGES
 from splitwiser.validate.calibration.fitting import fit
 from splitwiser.validate.calibration.neighbours_fit import with_neighbours
 from splitwiser.validate.calibration.observed_steps import (
+    BOUND,
     SPATIAL,
     beside,
     bound_by_launches,
@@ -34,7 +36,8 @@ Rates = Callable[[StepRow], Sequence[float]]
 
 @dataclass(frozen=True, eq=False)
 class H200:
-    """The rows of the H200: *fitted*, *judged*, and those of *another* card; and the profile.
+    """The rows of the H200: *fitted*, *judged*, those of *another* card, and on a third one those
+    fitted *again*; and the profile.
 
     No row that is judged beside others has a prompt length that any fitted row has.
     """
@@ -44,6 +47,7 @@ class H200:
     fitted: tuple[StepRow, ...]
     judged: tuple[StepRow, ...]
     another: tuple[StepRow, ...]
+    again: tuple[StepRow, ...]
 
     @classmethod
     def read(cls, folder: Path) -> H200:
@@ -63,8 +67,9 @@ class H200:
             sheet,
             profile_for("h200"),
             tuple(row for row in fitted if not row.alone),
+            unseen("heldout-3.jsonl"),
             unseen("heldout-2.jsonl"),
-            unseen("heldout-1.jsonl"),
+            tuple(row for row in rows("calibration-2.jsonl") if not row.alone),
         )
 
 
@@ -112,6 +117,7 @@ def corun(h200: H200) -> list[Score]:
     for name, make in BASELINES.items():
         rates = make(h200.fitted, h200.sheet, h200.profile)
         found.append(_all(f"baseline: {name}", first, rates))
+    found.append(_two_cards(h200))
     other = [row for row in h200.another if not row.alone and row.repeat == 0]
     found.append(_all("another card", other, _told(model)))
     own = Predictor(h200.sheet, _of_its_phases(h200))
@@ -152,20 +158,47 @@ def _named(rows: Sequence[StepRow], rates: Rates) -> list[tuple[str, float]]:
     return named
 
 
+def _title(row: StepRow) -> str:
+    return f"{row.sharing}: {row.title} {[load.llm for load in row.loads]}"
+
+
 def _noise(rows: Sequence[StepRow]) -> list[Score]:
-    """Each repetition against the mean of the others, whoever waits for its host included."""
+    """Each repetition against the mean of the others: all, and those that no host holds back."""
     repeated: dict[str, list[StepRow]] = {}
     for row in rows:
-        models = [load.llm for load in row.loads]
-        repeated.setdefault(f"{row.sharing}: {row.title} {models}", []).append(row)
-    errors = []
+        repeated.setdefault(_title(row), []).append(row)
+    errors, calm = [], []
     for group in repeated.values():
-        for place, row in enumerate(group):
-            others = [other for at, other in enumerate(group) if at != place]
-            for lane, rate in enumerate(row.rates):
-                if others:
-                    errors.append(fmean(other.rates[lane] for other in others) / rate - 1.0)
-    return [score("noise of a repetition", errors)]
+        found = [
+            fmean(other.rates[lane] for other in group if other is not row) / rate - 1.0
+            for row in group
+            for lane, rate in enumerate(row.rates)
+            if len(group) > 1
+        ]
+        errors += found
+        if not any(_held_back(row) for row in group):
+            calm += found
+    return [
+        score("noise of a repetition", errors),
+        score("noise of a repetition, no lane bound by launches", calm),
+    ]
+
+
+def _held_back(row: StepRow) -> bool:
+    """Whether its host held a lane back in this repetition."""
+    assert row.hosts is not None
+    return any(host * rate > BOUND for host, rate in zip(row.hosts, row.rates, strict=True))
+
+
+def _two_cards(h200: H200) -> Score:
+    """The same steps beside each other on another card: how far any prediction can be carried."""
+    first = {_title(row): row for row in h200.fitted}
+    errors = []
+    for row in h200.again:
+        before = first.get(_title(row))
+        if before is not None and before.rates != row.rates:
+            errors += [a / b - 1.0 for a, b in zip(row.rates, before.rates, strict=True)]
+    return score("measured: the fitted rows again, on another card", errors)
 
 
 # Ablation -----------------------------------------------------------------------------------------

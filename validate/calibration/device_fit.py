@@ -240,11 +240,13 @@ def _cross_validated(
         return {}
 
     def fit_rows(others: Observations) -> Profile:
-        fitted = fit(profile, start, others, noise=stage.noise, title=stage.title).profile
-        if process is None:
-            return fitted
         known = set(others.titles)
         kept = [row for row in rows if title_of(row, 0) in known]
+        # Observed anew: a part of all rows is predicted by predicting all of them.
+        seen = beside(kept, gpu, profile)
+        fitted = fit(profile, start, seen, noise=stage.noise, title=stage.title).profile
+        if process is None:
+            return fitted
         return with_neighbours(fitted, pairs_of(kept, gpu, profile), process)[0]
 
     predicted = cross_validate(fit_rows, observed, folds)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BLOCK = 16  # tokens of a KV block
 RESEAT = 32  # decode steps after which the sequences are put back to their context
-TRIALS = 3  # steps before a window, of which the last is timed
+TRIALS = 2  # steps before a window, of which the last is timed
 
 
 class Models:

@@ -1,7 +1,8 @@
 """What pairs say beyond the law of sharing (`models/neighbours.py`), from measured rates.
 
-A Gaussian process: scales, size and noise are those of the greatest marginal likelihood (Rasmussen
-and Williams 2006, chapter 5), with a weak prior on the scales.
+A Gaussian process: scales, size and noises are those of the greatest marginal likelihood (Rasmussen
+and Williams 2006, chapter 5), with a weak prior on the scales. A step that its host held back tells
+an upper bound; one that the process keeps without it tells nothing.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from splitwiser.models.spatial import Implied, Spatial
 Floats = NDArray[np.float64]
 
 # What counts as near in each of `COORDINATES`, before the pairs are asked.
-NEAR = np.array([2.7, 2.7, 2.7, 2.7, 0.9, 0.9, 1.4, 1.8])
+NEAR = np.array([2.7, 2.7, 2.7, 2.7, 1.8, 1.8, 0.9, 0.9, 1.4, 1.8])
 SURE = 0.1  # weight of that prior on the log of a scale
 SCALES = (0.1, 12.0)  # bounds, in NEAR
-SIZE, NOISE = (0.02, 1.0), (0.02, 0.4)  # bounds of the standard deviations
-SIZE_GUESS, NOISE_GUESS = 0.1, 0.05
+SPREADS = ((0.02, 1.0), (0.002, 0.4), (0.002, 0.4))  # bounds of the standard deviations
+GUESSES = (0.1, 0.05, 0.05)
 OUTLIER = 0.7  # a factor of two is the most that one pair may tell
 ROUNDS = 40
+BOUNDS = 10  # rounds in which bounds come and go
 FEWEST = 40  # pairs, both ways, from which something is learnt
 DIGITS = 6
 
@@ -44,11 +46,18 @@ class Pair(NamedTuple):
 
 
 class Process(NamedTuple):
-    """Scales of the coordinates, standard deviations of the process and of a measurement."""
+    """Scales of the coordinates, and standard deviations: of the process, of a measured rate, and
+    of what jumps from a pair to those next to it.
+    """
 
     scales: Floats
     size: float
     noise: float
+    jumps: float
+
+    def between(self, first: Floats, second: Floats) -> Floats:
+        """Return the covariance of pairs, shape (rows of *first*, rows of *second*)."""
+        return self.size**2 * matern(squared_distances(first / self.scales, second / self.scales))
 
 
 def with_neighbours(
@@ -69,17 +78,34 @@ def with_neighbours(
     places = np.array([each.place for each in told])
     factors = np.clip([each.log_factor for each in told], -OUTLIER, OUTLIER)
     # The less a neighbour ran, the less a step's rate says of what it costs to run beside it.
-    noises = 1.0 / np.array([each.beside for each in told])
-    found = process or _likeliest(places, factors, noises)
-    squared = squared_distances(places / found.scales, places / found.scales)
-    covariance = found.size**2 * matern(squared) + np.diag((found.noise * noises) ** 2)
-    weights = found.size**2 * cho_solve(cho_factor(covariance), factors)
+    squares = np.array([each.beside for each in told]) ** -2.0
+    bounds = np.array([each.at_most for each in told])
+    sure = ~bounds
+    found = process or _likeliest(places[sure], factors[sure], squares[sure])
+    counted, weights = _weighed(found, places, factors, squares, bounds)
     known = Neighbours(
         tuple(np.round(found.scales, DIGITS).tolist()),
-        tuple(map(tuple, np.round(places, DIGITS).tolist())),
+        tuple(map(tuple, np.round(places[counted], DIGITS).tolist())),
         tuple(np.round(weights, DIGITS).tolist()),
     )
     return replace(profile, neighbours=known), found
+
+
+def _weighed(
+    process: Process, places: Floats, factors: Floats, squares: Floats, bounds: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], Floats]:
+    """Return which pairs count, and their weights: of the *bounds* those that would be exceeded."""
+    covariance = process.between(places, places)
+    variances = process.jumps**2 + process.noise**2 * squares
+    counted = ~bounds
+    for _ in range(BOUNDS):
+        among = covariance[np.ix_(counted, counted)] + np.diag(variances[counted])
+        solved = cho_solve(cho_factor(among), factors[counted])
+        exceeded = covariance[:, counted] @ solved > factors
+        before, counted = counted, ~bounds | exceeded
+        if np.array_equal(before, counted):
+            break
+    return before, process.size**2 * solved
 
 
 def _law(sharing: str, profile: Profile) -> Spatial:
@@ -89,43 +115,46 @@ def _law(sharing: str, profile: Profile) -> Spatial:
     return law
 
 
-def _likeliest(places: Floats, factors: Floats, noises: Floats) -> Process:
+def _likeliest(places: Floats, factors: Floats, squares: Floats) -> Process:
     """The process under which *factors* at *places* are the likeliest."""
     apart = ((places[:, None, :] - places[None, :, :]) / NEAR) ** 2
-    start = np.append(np.zeros(len(NEAR)), np.log([SIZE_GUESS, NOISE_GUESS]))
-    low, high = np.log([SCALES] * len(NEAR) + [SIZE, NOISE]).T
+    start = np.append(np.zeros(len(NEAR)), np.log(GUESSES))
+    low, high = np.log([SCALES] * len(NEAR) + [*SPREADS]).T
     done = minimize(
         unlikely,
         start,
-        (apart, factors, noises**2),
+        (apart, factors, squares),
         "L-BFGS-B",
         jac=True,
         bounds=Bounds(low, high),
         options={"maxiter": ROUNDS},
     )
-    return Process(NEAR * np.exp(done.x[:-2]), *np.exp(done.x[-2:]).tolist())
+    spreads = len(GUESSES)
+    return Process(NEAR * np.exp(done.x[:-spreads]), *np.exp(done.x[-spreads:]).tolist())
 
 
 def unlikely(logs: Floats, apart: Floats, factors: Floats, squares: Floats) -> tuple[float, Floats]:
     """Return minus the log likelihood and prior of a process, up to a constant, and its slope.
 
-    *logs* are of the scales (in `NEAR`), the size and the noise; *apart* the squared distances of
-    all pairs along each coordinate (in `NEAR`), *factors* what they told, *squares* the variance of
-    each in that of the noise.
+    *logs* are of the scales (in `NEAR`), the size, the noise and the jumps; *apart* the squared
+    distances of all pairs along each coordinate (in `NEAR`), *factors* what they told, *squares* the
+    variance of each in that of the noise.
     """
-    inverse = np.exp(-2.0 * logs[:-2])
-    size, noise = np.exp(2.0 * logs[-2:])
+    scales = logs[: -len(GUESSES)]
+    inverse = np.exp(-2.0 * scales)
+    size, noise, jumps = np.exp(2.0 * logs[-len(GUESSES) :])
     r = np.sqrt(3.0 * (apart @ inverse))
     fading = np.exp(-r)
     smooth = size * (1.0 + r) * fading
-    factor = cho_factor(smooth + np.diag(noise * squares))
+    factor = cho_factor(smooth + np.diag(noise * squares + jumps))
     solved = cho_solve(factor, factors)
     # Half the trace of `inner` times a change of the covariance is the change of the likelihood.
     inner = np.outer(solved, solved) - cho_solve(factor, np.eye(len(factors)))
     along = 3.0 * size * np.einsum("ij,ijk->k", inner * fading, apart) * inverse
-    sure = [(inner * smooth).sum(), noise * (inner.diagonal() * squares).sum()]
-    slope = -np.append(0.5 * along, sure)
-    slope[:-2] += 2.0 * SURE * logs[:-2]
+    alone = inner.diagonal()
+    spreads = [(inner * smooth).sum(), noise * (alone * squares).sum(), jumps * alone.sum()]
+    slope = -np.append(0.5 * along, spreads)
+    slope[: len(scales)] += 2.0 * SURE * scales
     log_det = float(np.log(factor[0].diagonal()).sum())
-    value = 0.5 * float(factors @ solved) + log_det + SURE * float((logs[:-2] ** 2).sum())
+    value = 0.5 * float(factors @ solved) + log_det + SURE * float((scales**2).sum())
     return value, slope

@@ -34,13 +34,19 @@ GEMMS = (
 # Above 256 rows none is a multiple of a tile: for those libraries pick other kernels, and
 # prompts seldom are.
 ROWS = (
-    *(1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256),
+    *(1, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256),
     *(275, 306, 341, 379, 421, 469, 521, 579, 643, 715, 795, 883, 981, 1091, 1213, 1347, 1497),
     *(1663, 1847, 2053, 2281, 2817, 3479, 4295, 5303, 6547, 8087),
 )
+# More rows for the layers of the model whose steps share the device: between two sizes of ROWS the
+# library may pick yet another kernel.
+BETWEEN = (
+    *(176, 208, 240, 265, 290, 323, 359, 399, 445, 495, 550, 610, 679, 755, 839, 931, 1035, 1151),
+    *(1279, 1421, 1579, 1753, 1949, 2165, 2541, 3137, 3877, 4781, 5903, 7283),
+)
 HEADS = ((32, 8, 128), (12, 12, 64), (12, 2, 128), (40, 40, 128))
 NEW = (64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 8192)
-BATCHES, CONTEXTS = (1, 4, 16, 64, 128, 256), (128, 512, 1024, 2048, 4096, 8192)
+BATCHES, CONTEXTS = (1, 4, 16, 64, 128, 256), (128, 512, 2048, 8192)
 MOST_KV = 600_000  # tokens of one decode attention
 WIDTHS = {"norm": (768, 4096), "rotate": (2304, 6144), "gated": (1536, 14336), "argmax": (128256,)}
 
@@ -56,7 +62,7 @@ def gpu_plan(memory: float) -> Plan:
 
 
 def _kernels() -> Iterator[Kernel]:
-    for (n, k), m in product(GEMMS, ROWS):
+    for (n, k), m in (*product(GEMMS, ROWS), *product(GEMMS[:4], BETWEEN)):
         if m * n <= 2**29:
             yield Kernel("gemm", {"m": m, "n": n, "k": k})
     for heads, new in product(HEADS, NEW):

@@ -33,8 +33,8 @@ from splitwiser.validate.runtime.telemetry import Telemetry
 
 SEND_S = 0.02  # for an order to reach every process
 SETTLE_S = 0.04  # all lanes run for so long before anything counts
-SHORTEST_S, LONGEST_S = 0.35, 3.0  # of a window
-STEPS = 5  # of the slowest lane that a window should hold, were it alone on its part of the device
+SHORTEST_S, LONGEST_S = 0.2, 3.0  # of a window
+STEPS = 4  # of the slowest lane that a window should hold, were it alone on its part of the device
 
 
 class StageRun:

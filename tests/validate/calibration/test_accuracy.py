@@ -80,11 +80,12 @@ def test_knowing_more_predicts_better(h200: H200, beside: dict[str, Score]) -> N
 
 
 def test_the_law_beats_every_baseline(beside: dict[str, Score]) -> None:
-    """On the same held-out rows no baseline comes near, and nothing beats the noise of a repetition."""
+    """On the same held-out rows no baseline comes near, and nothing beats what repeats."""
     rivals = [s for group, s in beside.items() if group.startswith("baseline: ")]
     assert len(rivals) == len(BASELINES)
     assert all(s.mape > 1.3 * beside["all"].mape and s.n == beside["all"].n for s in rivals)
-    assert beside["noise of a repetition"].mape < beside["all"].mape
+    calm = beside["noise of a repetition, no lane bound by launches"]
+    assert calm.mape < min(beside["all"].mape, beside["noise of a repetition"].mape)
 
 
 def test_baselines_predict_rates(h200: H200) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from splitwiser.models.gpu import Gpu, gpus
 from splitwiser.validate.calibration.plans import cpu_plan, gpu_plan
-from splitwiser.validate.calibration.points import Plan, Stage, kernel_key, point_key
+from splitwiser.validate.calibration.points import Plan, kernel_key, point_key
 from splitwiser.validate.calibration.step_plans import BATCHES, TOKENS, spread
 
 H200_BYTES = 150e9
@@ -71,21 +71,24 @@ def test_sizes_cover_their_ranges_evenly(seed: int, count: int) -> None:
         assert found.max() <= 0.4 * count
 
 
-def loads(plan: Plan) -> Iterator[tuple[Stage, float | None, int, int]]:
-    """Stage, limit, prompt length and number of lanes of every load."""
+def loads(plan: Plan) -> Iterator[tuple[tuple[str, str], float | None, int, int]]:
+    """Regime and phase, limit, prompt length and number of lanes of every load."""
     for stage in plan.stages:
         for point in stage.points:
             for place, load in point.loads:
-                yield stage, stage.lanes[place].sm_percent, load.tokens, len(point.loads)
+                kind = (stage.sharing, load.phase)
+                yield kind, stage.lanes[place].sm_percent, load.tokens, len(point.loads)
 
 
 def test_no_pair_of_the_held_out_rows_has_a_prompt_length_or_split_of_the_calibration() -> None:
-    """Rows that judge were never seen: neither their prompt lengths beside others, nor their splits."""
+    """Rows that judge were never seen: neither their prompt lengths beside others, nor their phases'
+    shares of the SMs.
+    """
     seen, judged = gpu_plan(H200_BYTES), heldout().plan(0, H200_BYTES)
     fitted = {tokens for _, _, tokens, lanes in loads(seen) if lanes > 1 and tokens}
-    fitted_shares = {(stage.sharing, share) for stage, share, _, _ in loads(seen) if share}
+    fitted_shares = {(kind, share) for kind, share, _, _ in loads(seen) if share}
     tokens = {tokens for _, _, tokens, lanes in loads(judged) if lanes > 1 and tokens}
-    shares = {(stage.sharing, share) for stage, share, _, _ in loads(judged) if share}
+    shares = {(kind, share) for kind, share, _, _ in loads(judged) if share}
     assert not tokens & fitted
     assert not shares & fitted_shares
     pairs = {
