@@ -41,11 +41,13 @@ class Exclusive(Sharing):
 class TimeSlice(Sharing):
     """Processes without MPS take turns: one context is resident at a time.
 
-    A turn lasts *quantum* seconds, or until the step ends: the host launches the next one only
-    then. A step that holds the device for b seconds thus takes b/quantum + 1/2 turns on average,
-    one at least, and each turn costs *switch* more. Processes alternate, so that time is dealt by
-    their mean turns, by water-filling: who needs less than its part yields the rest. *hold* is the
-    part of its launch gaps through which a process keeps its turn.
+    A turn lasts *quantum* seconds, or until nothing is launched any more. A step that holds the
+    device for b seconds takes b/quantum + 1/2 turns on average: the last one is left half-way, and
+    where hosts launch a step ahead, short steps share a turn by twos. A step with an overhead
+    behind it was not launched ahead, and takes one turn at least. Each turn costs *switch* more.
+    Processes alternate, so that time is dealt by their mean turns, by water-filling: who needs less
+    than its part yields the rest. *hold* is the part of its launch gaps through which a process
+    keeps its turn.
     """
 
     regime = "time_slice"
@@ -60,7 +62,8 @@ class TimeSlice(Sharing):
         for seconds, busy, _, _, _, _, overhead, _, _, _ in demands:
             held = busy + self.hold * max(0.0, seconds - overhead - busy)
             wanted.append(held / seconds)
-            turns.append(held / max(1.0, held / self.quantum + 0.5))
+            least = 1.0 if overhead > 0.0 else 0.5
+            turns.append(held / max(least, held / self.quantum + 0.5))
         useful = sum(turns)
         given = water_fill(wanted, turns, useful / (useful + self.switch * len(demands)))
         # Who is satisfied takes fewer turns, and nobody switches but from another's turn.

@@ -205,6 +205,23 @@ def test_a_waiting_side_yields_its_turn() -> None:
     assert slices.rates([busy, idle])[0] > slices.rates([busy, busy])[0] * 1.3
 
 
+@given(st.floats(1e-6, 1e-5), st.floats(1e-4, 0.1), st.integers(1, 3))
+def test_short_steps_share_a_turn_by_twos(busy: float, host: float, others: int) -> None:
+    """Beside steps that never end, a short one has twice its length in each round of turns; once,
+    if its host waits for its end and so leaves an overhead behind it.
+    """
+    quantum = 3e-3
+    profile = profile_for("h200").with_values(quantum=quantum, switch=0.0, slice_hold=0.0)
+    short = Demand(host, busy, 0.0, 0.0, 0.0, 1.0)
+    endless = Demand(100.0, 100.0, 0.0, 0.0, 0.0, 1.0)
+    rate = sharing_for("time_slice", profile).rates([short, *[endless] * others])[0]
+    round_s = 2 * busy + others * quantum
+    assert rate == pytest.approx(min(1.0, 2 * host / round_s), rel=0.01)
+    waiting = short._replace(overhead=0.5 * (host - busy))
+    rate = sharing_for("time_slice", profile).rates([waiting, *[endless] * others])[0]
+    assert rate == pytest.approx(min(1.0, host / (round_s - busy)), rel=0.01)
+
+
 @pytest.mark.parametrize("regime", ["time_slice", "mps", "streams", "green_contexts"])
 def test_a_neighbour_that_hardly_uses_the_device_hardly_costs(regime: str) -> None:
     """Beside a task that idles nearly all the time a task runs nearly as fast as alone."""

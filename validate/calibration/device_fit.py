@@ -63,9 +63,7 @@ def _limited(row: StepRow) -> bool:
 
 
 def _in_turns(row: StepRow) -> bool:
-    """Processes in turns, but for steps that wait for each launch: of whose turns the law says little."""
-    eager = any(load.eager for load in row.loads)
-    return not row.alone and row.sharing == "time_slice" and not eager
+    return not row.alone and row.sharing == "time_slice"
 
 
 STAGES = (

@@ -122,16 +122,6 @@ def test_a_launch_takes_what_the_quicker_launches_took() -> None:
     assert found.value("launch_host") == TRUTH.value("launch_host")
 
 
-def test_steps_that_wait_for_launches_decide_no_turns() -> None:
-    """Eager lanes say little of turns, and are left to the other stages."""
-    turns = next(stage for stage in STAGES if "quantum" in stage.start)
-    row = pair("time_slice", 500, 16, (1.0, 1.0))
-    lazy = replace(row, loads=(row.loads[0], replace(row.loads[1], eager=True)))
-    assert turns.rows(row)
-    assert not turns.rows(lazy)
-    assert not turns.rows(pair("mps", 500, 16, (1.0, 1.0)))
-
-
 def test_what_pairs_say_beyond_the_law_goes_into_the_profile() -> None:
     """Decodes that are slower than any law beside the long prompts only are predicted when learnt."""
     rows = [
