@@ -122,6 +122,16 @@ def test_a_correction_holds_at_its_shape(factor: float, m: int) -> None:
     assert model.gemm(m, 1000, 1000) == pytest.approx(factor * plain, rel=1e-6)
 
 
+@given(st.lists(st.integers(1, 8192), min_size=1, max_size=8), st.integers(64, 9000))
+@settings(max_examples=30, deadline=None)
+def test_a_shape_is_priced_alike_alone_and_among_others(rows: list[int], n: int) -> None:
+    """GEMMs of one shape take as long as each among GEMMs of several, corrections included."""
+    model = KernelModel(gpu("h200"), profile_for("h200"), "bfloat16")
+    one = model.gemm(rows, n, 4096)
+    several = model.gemm([*rows, 16], [n] * len(rows) + [300], 4096)
+    assert one == pytest.approx(several[:-1], rel=1e-12)
+
+
 def test_a_correction_fades_far_from_its_shape() -> None:
     """Nearer shapes take more of a correction, and far ones none."""
     model = KernelModel(A100, corrected(gemm=constant(2.0, (4096, 4096))), "bfloat16")

@@ -163,6 +163,20 @@ def test_a_step_that_its_host_holds_back_tells_a_bound(slower: float, moved: boo
     assert rates[1] >= rates[0] * (1 - 1e-9)
 
 
+def test_prompts_and_decode_of_equal_kernels_are_told_apart() -> None:
+    """What was learnt of a prefill is not carried in full to a decode step with kernels like its own."""
+    first, second = demands(400, 16, (1.0, 1.0))
+    rates = spatial(LAW).rates([first, second])
+    pairs = [Pair("mps", [first, second], [rates[0] * 0.8, rates[1]])] * 20
+    process = Process(np.full(len(COORDINATES), 1.0), 0.3, 0.02, 0.02)
+    learnt, _ = with_neighbours(LAW, pairs, process)
+    slowed, spared = (
+        spatial(learnt).rates(asked)[0] / spatial(LAW).rates(asked)[0]
+        for asked in ([first, second], [first._replace(prompt=0.0), second])
+    )
+    assert slowed < 0.85 < 0.95 * spared
+
+
 def test_what_jumps_from_pair_to_pair_is_not_carried_on() -> None:
     """The more of what a pair says is its own, the less is told of one at the same place."""
     asked = demands(500, 16, (1.0, 1.0))

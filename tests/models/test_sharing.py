@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from splitwiser.models import balance
 from splitwiser.models.balance import LEAST, crowd, pair
 from splitwiser.models.catalogue import llm
 from splitwiser.models.cost import CostModel, Demand
@@ -407,6 +409,19 @@ def test_two_tasks_balance_as_several_do(sides: tuple[Side, Side]) -> None:
     slower, yields = (np.array([[0.0, tasks[0, k]], [tasks[1, k], 0.0]]) for k in (2, 3))
     found = crowd(tasks[:, 0], tasks[:, 1], slower, yields)
     assert found == pytest.approx(pair(*sides), rel=1e-6)
+
+
+@given(st.integers(3, 6), st.integers(0, 10_000), st.sampled_from([0.3, 1.0, 4.0]))
+@settings(max_examples=60, deadline=None)
+def test_a_crowd_is_balanced_in_few_rounds(n: int, seed: int, wait: float) -> None:
+    """Fifteen rounds find a balance to which any number of further ones adds nothing."""
+    draw = np.random.default_rng(seed)
+    apart = np.ones((n, n)) - np.eye(n)
+    slower, yields = draw.exponential(wait, (n, n)) * apart, draw.uniform(0.0, 0.4, (n, n)) * apart
+    use, cost = draw.uniform(0.2, 1.0, n), 1.0 + draw.exponential(0.1, n)
+    with patch.object(balance, "ROUNDS", 15):
+        soon = crowd(use, cost, slower, yields)
+    assert soon == pytest.approx(crowd(use, cost, slower, yields), rel=1e-9)
 
 
 @given(st.integers(2, 12), st.floats(0.0, 2.0), st.floats(0.0, 0.95), st.floats(0.01, 1.0))
