@@ -6,12 +6,14 @@ With x_j the part of the time in which j's kernels run (its seconds alone on its
     1 + S_ij = (1 + C_i*(1 - o_ij) + w_ij) * G_ij
     1/w_ij^2 = 1/(W_i*o_ij*O_i^(q-1)*(tau_j/tau_i)^e)^2 + 1/f_ij^2
 
-and no more than its launches from the host allow. h_i is the overhead after i's step over the time
-of its kernels, P_i what its clock loses to the power of the others, C_i their contention on other
-SMs, W_i the wait of its kernels behind theirs on shared SMs (tau: mean time of a kernel, o_ij: part
-of i's SMs that j may use too, O_i: that anybody may), f_ij what i loses by running on those SMs only that j may not use,
-Y what it yields to kernels that run on the SMs which j needs of i's (n_ij), and G_ij what measured
-pairs like these say beyond the law (`models/neighbours.py`). docs/model.md states every symbol.
+and no more than its launches from the host allow. Where more than two run, S_ij stands for
+S_ij * (1 + sum_k S_jk * x_k) over the others: the kernels that i waits for wait themselves. h_i is
+the overhead after i's step over the time of its kernels, P_i what its clock loses to the power of
+the others, C_i their contention on other SMs, W_i the wait of its kernels behind theirs on shared
+SMs (tau: mean time of a kernel, o_ij: part of i's SMs that j may use too, O_i: that anybody may),
+f_ij what i loses by running on those SMs only that j may not use, Y what it yields to kernels that
+run on the SMs which j needs of i's (n_ij), and G_ij what measured pairs like these say beyond the
+law (`models/neighbours.py`). docs/model.md states every symbol.
 """
 
 from __future__ import annotations

@@ -156,8 +156,8 @@ def test_a_step_that_its_host_holds_back_tells_a_bound(slower: float, moved: boo
     waiting = first._replace(seconds=first.busy / held.rates[0])
     bound = Pair("mps", [waiting, second], [1.0, held.rates[1]])
     process = Process(np.full(len(COORDINATES), 3.0), 0.4, 0.02, 0.02)
-    before, _ = with_neighbours(LAW, [told(slower)] * 20, process)
-    after, _ = with_neighbours(LAW, [*[told(slower)] * 20, *[bound] * 20], process)
+    before, _ = with_neighbours(LAW, [told(slower)] * 45, process)
+    after, _ = with_neighbours(LAW, [*[told(slower)] * 45, *[bound] * 20], process)
     rates = [spatial(profile).rates(held.demands)[0] for profile in (before, after)]
     assert (rates[1] > 1.02 * rates[0]) is moved
     assert rates[1] >= rates[0] * (1 - 1e-9)
@@ -220,9 +220,11 @@ def test_a_fit_can_be_read_again(tmp_path: Path) -> None:
 
 
 def test_too_few_pairs_teach_nothing() -> None:
-    """From a handful of pairs no process is learnt, and the law stands alone."""
+    """From a handful of pairs no process is learnt, and the law stands alone; nor from bounds only."""
     asked = demands(500, 16, (1.0, 1.0))
     assert with_neighbours(H200, [Pair("mps", asked, [0.5, 0.5])]) == (LAW, None)
+    waiting = [each._replace(seconds=2.0 * each.seconds) for each in asked]
+    assert with_neighbours(H200, [Pair("mps", waiting, [1.0, 1.0])] * 60) == (LAW, None)
 
 
 def test_taking_turns_has_no_neighbours() -> None:

@@ -196,6 +196,7 @@ def _two_cards(h200: H200) -> Score:
     errors = []
     for row in h200.again:
         before = first.get(_title(row))
+        # A few of the fitted rows are this card's.
         if before is not None and before.rates != row.rates:
             errors += [a / b - 1.0 for a, b in zip(row.rates, before.rates, strict=True)]
     return score("measured: the fitted rows again, on another card", errors)

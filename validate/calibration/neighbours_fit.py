@@ -73,7 +73,7 @@ def with_neighbours(
     for pair in pairs:
         law = laws.setdefault(pair.sharing, _law(pair.sharing, lawful))
         told += law.implied(pair.demands, pair.rates)
-    if len(told) < FEWEST:
+    if sum(not each.at_most for each in told) < FEWEST:
         return lawful, process
     places = np.array([each.place for each in told])
     factors = np.clip([each.log_factor for each in told], -OUTLIER, OUTLIER)

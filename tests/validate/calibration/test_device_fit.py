@@ -86,6 +86,38 @@ def test_demands_worked_out_once_predict_the_same() -> None:
     )
 
 
+def test_held_out_rows_decide_nothing_of_their_predictions() -> None:
+    """Where all rows of one fold were faster, their predictions by the other folds stay what they are."""
+
+    def crowd(tokens: int, batch: int) -> StepRow:
+        row = pair("time_slice", tokens, batch, (1.0, 1.0))
+        loads = (*row.loads, replace(row.loads[1], batch=batch + 1))
+        return replace(row, loads=loads, shares=(1.0,) * 3, rates=(1.0,) * 3, hosts=(0.0,) * 3)
+
+    # Every fifth length is of one fold, and only crowds have these.
+    pairs = [
+        pair("time_slice", tokens, batch, (1.0, 1.0))
+        for tokens in (200, 400, 700, 1000, 2000, 2800, 3600, 4500)
+        for batch in (4, 90)
+    ]
+    crowds = [crowd(tokens, batch) for tokens in (100, 1500) for batch in (4, 90)]
+    noise = np.random.default_rng(5)
+    made = [
+        replace(row, rates=tuple(r * noise.lognormal(0.0, 0.05) for r in row.rates))
+        for row in (measured(row, TRUTH) for row in (*pairs, *crowds))
+    ]
+
+    def held_out(faster: float) -> float:
+        told = [
+            replace(row, rates=tuple(r * faster for r in row.rates)) if len(row.loads) > 2 else row
+            for row in made
+        ]
+        found = fit_device([record(row) for row in told], SHEET, "bfloat16", TRUTH)
+        return 1.0 + found.held_out["time slice of three or more, prefill"].bias
+
+    assert held_out(1.3) == pytest.approx(1.3 * held_out(1.0), rel=2e-3)
+
+
 def test_nothing_measured_is_refused() -> None:
     """Without a measurement that succeeded there is no profile, and one line says so."""
     failed = {"key": "a", "sharing": "mps", "lanes": [], "error": "out of memory"}
