@@ -52,9 +52,10 @@ def part_corun() -> tuple[list[Score], list[str]]:
         "Rows: drawn at random, with prompt lengths and (where SMs are divided) splits that no fit saw.",
         "Every row tells what its launches took the host, and the prediction is told. Noise: one of three",
         "repetitions against the mean of the other two. Baselines are told the same, and fitted to the",
-        "same rows as the profile, where they have parameters. Another card: by its rows, and by cross-",
-        "validation, the form of the model was chosen. `and its power limit`: one parameter, `sustained`,",
-        "is fitted to the other card's phases alone, and no pair of it to anything.",
+        "same rows as the profile, where they have parameters. `measured ... again`: without lanes bound",
+        "by launches. Another card: by its rows, and by cross-validation, the form of the model was",
+        "chosen. `and its power limit`: one parameter, `sustained`, is fitted to the other card's phases",
+        "alone, and no pair of it to anything.",
     ]
 
 

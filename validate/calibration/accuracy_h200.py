@@ -197,8 +197,9 @@ def _two_cards(h200: H200) -> Score:
     for row in h200.again:
         before = first.get(_title(row))
         # A few of the fitted rows are this card's.
-        if before is not None and before.rates != row.rates:
-            errors += [a / b - 1.0 for a, b in zip(row.rates, before.rates, strict=True)]
+        if before is None or before.rates == row.rates or _held_back(row) or _held_back(before):
+            continue
+        errors += [a / b - 1.0 for a, b in zip(row.rates, before.rates, strict=True)]
     return score("measured: the fitted rows again, on another card", errors)
 
 
