@@ -42,7 +42,7 @@ def part_alone() -> tuple[list[Score], list[str]]:
         "Fitted on Llama-3.1-8B and OPT-125m; judged on OPT-1.3B, Llama-3.2-3B, Qwen2.5-7B and on",
         "sizes of Llama-3.1-8B between those fitted. Bound by launches: a launch took the host 90 % of",
         "the step or more. Hosts differ from one second to the next, so the prediction is told what it",
-        "took; `modelled`: it is not. Another card: other machine, same kind.",
+        "took; `modelled`: it is not. Earlier: hours before, on a machine of its own.",
     ]
 
 
@@ -53,9 +53,9 @@ def part_corun() -> tuple[list[Score], list[str]]:
         "Every row tells what its launches took the host, and the prediction is told. Noise: one of three",
         "repetitions against the mean of the other two. Baselines are told the same, and fitted to the",
         "same rows as the profile, where they have parameters. `measured ... again`: without lanes bound",
-        "by launches. Another card: by its rows, and by cross-validation, the form of the model was",
-        "chosen. `and its power limit`: one parameter, `sustained`, is fitted to the other card's phases",
-        "alone, and no pair of it to anything.",
+        "by launches. Earlier rows (hours before, on a machine of its own, not known on which card): by",
+        "them, and by cross-validation, the form of the model was chosen. `by their power limit`: one",
+        "parameter, `sustained`, is fitted to their phases alone, and no pair of them to anything.",
     ]
 
 
@@ -64,8 +64,7 @@ def part_other_implementation() -> tuple[list[Score], list[str]]:
     from splitwiser.validate.calibration.other_implementation import other_implementation
 
     def times(profile: Profile) -> list[tuple[str, float]]:
-        rows = other_implementation(DATA, profile)
-        return [(row.case, row.measured / row.predicted - 1.0) for row in rows]  # they are rates
+        return [(row.case, row.error) for row in other_implementation(DATA, profile)]
 
     profile = H200.read(RAW).profile
     lawful, learnt = times(replace(profile, neighbours=None)), times(profile)

@@ -66,8 +66,8 @@ class Neighbours:
 
     def log_factor(self, place: tuple[float, ...]) -> float:
         """Return the log of the factor on one's slow-down at *place* (`coordinates`)."""
-        apart = self._places - np.array(place) / self._scales
-        return float(matern(np.einsum("ij,ij->i", apart, apart)) @ self._weights)
+        near = matern(squared_distances(np.array([place]) / self._scales, self._places))
+        return float(near[0] @ self._weights)
 
     @cached_property
     def _scales(self) -> Floats:

@@ -149,7 +149,8 @@ class Spatial(Sharing):
             x, w = rates[i] * one.use, rates[j] * two.use
             slow, give, heat = self._coupling(one, two, shares, one.share + two.need)
             measured = ((1.0 - give * w) / x - self._cost(one, heat)) / w
-            own, other = (Kind.of(each.tau, each.mix, each.cell[2]) for each in (one, two))
+            own = Kind.of(one.tau, one.mix, demands[i].prompt > 0.0)
+            other = Kind.of(two.tau, two.mix, demands[j].prompt > 0.0)
             met = one.share * overlap(one.share, two.share, shares)
             place = coordinates(own, other, (one.share, two.share, met), self._parts)
             log_factor = log(max(1.0 + measured, LEAST) / (1.0 + slow))
@@ -163,7 +164,7 @@ class Spatial(Sharing):
         spread = self._beside.memory_spread
         need = spread + (1.0 - spread) * mix / COMPUTE_BOUND if mix < COMPUTE_BOUND else 1.0
         tau = busy / kernels if kernels > 0.0 else busy
-        cell = (0, 0, prompt > 0.0)
+        cell = (0, 0, False)
         if self._beside.neighbours is not None:
             kind = Kind.of(tau, mix, prompt > 0.0)
             cell = (round(CELLS * kind[0]), round(CELLS * kind[1]), prompt > 0.0)
@@ -255,7 +256,7 @@ class Spatial(Sharing):
 
 CELLS = 20.0  # for each factor of e: a cell is 5 % wide, and tells its pairs within 2 %
 NO_SM = 0.005  # of the device: less than one SM of any
-HELD_BACK = 0.9  # of the rate that its host or its overhead allow: a task as fast waits for them, now and then
+HELD_BACK = 0.9  # of the rate that host and overhead allow: who is as fast waits for them at times
 LEAST = 0.3  # slow-downs below this, times the kernels' own time, are noise
 COMPUTE_BOUND = 0.6  # of a step's time at the data sheet's limits: its kernels want every SM
 

@@ -1,9 +1,9 @@
 """How well the H200 profile predicts rows that it was not fitted to, and what its effects are worth.
 
 The rows are committed: the profile is fitted to `calibration.jsonl`; `heldout-3.jsonl` was drawn at
-random and measured on the same card right after it. `heldout-2.jsonl` is of another card and host on
-the same day: by it and by cross-validation the form of the model was chosen, by `heldout-3.jsonl`
-nothing. `calibration-2.jsonl` is the calibration's plan once more, on a third card.
+random and measured on the same card right after it. `heldout-2.jsonl` was measured hours earlier, on
+a machine of its own, and it is not known on which card: by it and by cross-validation the form of
+the model was chosen. `calibration-2.jsonl` is the calibration's plan once more, on another card.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Rates = Callable[[StepRow], Sequence[float]]
 
 @dataclass(frozen=True, eq=False)
 class H200:
-    """The rows of the H200: *fitted*, *judged*, those of *another* card, and on a third one those
+    """The rows of the H200: *fitted*, *judged*, the *earlier* ones, and on another card those
     fitted *again*; and the profile.
 
     No row that is judged beside others has a prompt length that any fitted row has.
@@ -46,7 +46,7 @@ class H200:
     profile: Profile
     fitted: tuple[StepRow, ...]
     judged: tuple[StepRow, ...]
-    another: tuple[StepRow, ...]
+    earlier: tuple[StepRow, ...]
     again: tuple[StepRow, ...]
 
     @classmethod
@@ -82,25 +82,25 @@ def alone(h200: H200) -> list[Score]:
     model = Predictor(h200.sheet, h200.profile)
     told: list[tuple[str, float]] = []
     modelled: list[tuple[str, float]] = []
-    for rows, card in ((h200.judged, ""), (h200.another, ", another card")):
+    for rows, when in ((h200.judged, ""), (h200.earlier, ", earlier")):
         for row in rows:
             if not row.alone:
                 continue
             load = row.loads[0]
             phase = f"{load.phase}{' eager' * load.eager}"
             bound = (load.prompts or load.eager) and bound_by_launches(row)
-            group = f"{phase}{', bound by launches' if bound else ''}{card}"
+            group = f"{phase}{', bound by launches' if bound else ''}{when}"
             told.append((group, row.rates[0] / model.rates(row, row.hosts)[0] - 1.0))
             if bound:
                 error = row.rates[0] / model.rates(row)[0] - 1.0
-                modelled.append((f"launches bound, and modelled{card}", error))
-    by_group = scores(sorted(told, key=lambda item: ("card" in item[0], "bound" in item[0])))
+                modelled.append((f"launches bound, and modelled{when}", error))
+    by_group = scores(sorted(told, key=lambda item: ("earlier" in item[0], "bound" in item[0])))
     whole = [error for group, error in told if group in ("prefill", "decode")]
     return [score("all, bound by the GPU", whole), *by_group, *scores(modelled)]
 
 
 def corun(h200: H200) -> list[Score]:
-    """Errors beside others: by regime and phase, then noise, baselines and another card."""
+    """Errors beside others: by regime and phase, then noise, baselines and the earlier rows."""
     model = Predictor(h200.sheet, h200.profile)
     together = [row for row in h200.judged if not row.alone]
     first = [row for row in together if row.repeat == 0]
@@ -118,12 +118,14 @@ def corun(h200: H200) -> list[Score]:
         rates = make(h200.fitted, h200.sheet, h200.profile)
         found.append(_all(f"baseline: {name}", first, rates))
     found.append(_two_cards(h200))
-    other = [row for row in h200.another if not row.alone and row.repeat == 0]
-    found.append(_all("another card", other, _told(model)))
+    other = [row for row in h200.earlier if not row.alone and row.repeat == 0]
+    found.append(_all("earlier rows", other, _told(model)))
     own = Predictor(h200.sheet, _of_its_phases(h200))
     named = _named(other, _told(own))
-    found.append(score("and its power limit: all", [error for _, error in named]))
-    found += scores([(f"and its power limit: {group}", error) for group, error in sorted(named)])
+    found.append(score("earlier rows, by their power limit: all", [error for _, error in named]))
+    found += scores(
+        [(f"earlier rows, by their power limit: {group}", error) for group, error in sorted(named)]
+    )
     return found
 
 
@@ -141,8 +143,8 @@ def _all(group: str, rows: Sequence[StepRow], rates: Rates) -> Score:
 
 
 def _of_its_phases(h200: H200) -> Profile:
-    """The profile with the power limit of the other card, from its phases alone."""
-    rows = [row for row in h200.another if row.alone]
+    """The profile with the power limit of the earlier rows, from their phases alone."""
+    rows = [row for row in h200.earlier if row.alone]
     start = {"sustained": STAGES[0].start["sustained"]}
     return fit(h200.profile, start, observe(rows, h200.sheet), noise=STAGES[0].noise).profile
 

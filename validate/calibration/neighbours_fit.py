@@ -55,9 +55,10 @@ class Process(NamedTuple):
     noise: float
     jumps: float
 
-    def between(self, first: Floats, second: Floats) -> Floats:
-        """Return the covariance of pairs, shape (rows of *first*, rows of *second*)."""
-        return self.size**2 * matern(squared_distances(first / self.scales, second / self.scales))
+    def covariance(self, places: Floats) -> Floats:
+        """Return the covariance of the pairs at *places*, without their noise and jumps."""
+        scaled = places / self.scales
+        return self.size**2 * matern(squared_distances(scaled, scaled))
 
 
 def with_neighbours(
@@ -95,7 +96,7 @@ def _weighed(
     process: Process, places: Floats, factors: Floats, squares: Floats, bounds: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], Floats]:
     """Return which pairs count, and their weights: of the *bounds* those that would be exceeded."""
-    covariance = process.between(places, places)
+    covariance = process.covariance(places)
     variances = process.jumps**2 + process.noise**2 * squares
     counted = ~bounds
     for _ in range(BOUNDS):

@@ -28,7 +28,7 @@ MOST = 20.0  # times one process's host time that a step of many may take its ho
 
 
 def other_implementation(folder: Path, profile: Profile) -> list[AccuracyRow]:
-    """Return the held-out rows of both tables in *folder*, in steps or batches per second."""
+    """Return the held-out rows of both tables in *folder*, in seconds a step, or a batch."""
     sheet = gpu("h200")
     return [
         *pairs(read_corun(folder / CORUN), sheet, profile),
@@ -65,12 +65,12 @@ def pairs(rows: Sequence[StepRow], sheet: Gpu, profile: Profile) -> list[Accurac
         rates = sharing_for(row.sharing, profile).rates(demands)
         for load, each, rate, measured in zip(row.loads, demands, rates, row.rates, strict=True):
             case = f"{row.regime.replace('_', ' ')}, {load.phase}"
-            found.append(AccuracyRow(case, row.title, measured, rate / each.seconds))
+            found.append(AccuracyRow(case, row.title, 1.0 / measured, each.seconds / rate))
     return found
 
 
 def generate(rows: Sequence[GenerateRow], sheet: Gpu, profile: Profile) -> list[AccuracyRow]:
-    """Predict batches per second of all rows but those of one process and of most under MPS.
+    """Predict the seconds of a batch in all rows but those of one process and of most under MPS.
 
     These two give the host's time after a step, and what each further process adds to the host's
     time of all. ValueError where one of them is missing.
@@ -88,8 +88,8 @@ def generate(rows: Sequence[GenerateRow], sheet: Gpu, profile: Profile) -> list[
         AccuracyRow(
             "generate",
             f"{row.regime}, {row.title}",
-            row.rate,
-            generate_rate(row, sheet, known, 1.0 + slope * (row.processes - 1)),
+            1.0 / row.rate,
+            1.0 / generate_rate(row, sheet, known, 1.0 + slope * (row.processes - 1)),
         )
         for row in rows
         if row is not one and row is not many

@@ -52,7 +52,7 @@ WIDTHS = {"norm": (768, 4096), "rotate": (2304, 6144), "gated": (1536, 14336), "
 
 
 def gpu_plan(memory: float) -> Plan:
-    """The plan of a GPU with *memory* bytes: nine to ten minutes on an H200.
+    """The plan of a GPU with *memory* bytes: about ten minutes on an H200.
 
     Smaller GPUs run a smaller model in fewer processes at a time, and leave out what does not fit.
     """

@@ -144,31 +144,34 @@ def _mps(large: str) -> Stage:
         *(Lane("decode", share) for share in DECODE_SHARES),
         *(P, D, D),
     )
-    first, second = range(7), range(7, 14)
+    first = range(len(PREFILL_SHARES))
+    second = range(len(first), len(first) + len(DECODE_SHARES))
+    p, d = first[0], second[0]  # without limits, as the three behind all are
+    others = (len(lanes) - 3, len(lanes) - 2, len(lanes) - 1)
     free, limited, crowded = spread(2), spread(3), spread(4)
     points: list[Point] = []
     for place in first:
         points += alone(place, [prefill(large, n) for n in SHARE_PROMPTS[place % 2 :: 2]])
     for place in second:
         points += alone(place, [decode(large, b, c) for b, c in SHARE_DECODES[place % 2 :: 2]])
-    points += pairs(large, (0, 7), free, 100)
-    for p, d in product(first, second):
-        if (p, d) != (0, 7):
-            points += pairs(large, (p, d), limited, 4)
-    points += _equals(large, (0, 14), (7, 15, 16))
-    points += crowds(large, ((0, 14), (7, 15)), crowded, 14)
-    points += crowds(large, ((2, 3), (9, 10)), crowded, 8)  # at most 76 and 50 % of the SMs
-    points += crowds(large, ((4, 6), (11, 12)), crowded, 8)  # 48 and 24 %
-    points += _limited_equals(large)
+    points += pairs(large, (p, d), free, 100)
+    for both in product(first, second):
+        if both != (p, d):
+            points += pairs(large, both, limited, 4)
+    points += _equals(large, (p, others[0]), (d, *others[1:]))
+    points += crowds(large, ((p, others[0]), (d, others[1])), crowded, 14)
+    points += crowds(large, (first[2:4], second[2:4]), crowded, 8)  # 76, 56 and 72, 50 %
+    points += crowds(large, (first[4::2], second[4:6]), crowded, 8)  # 48, 24 and 42, 27 %
+    points += _limited_equals(large, second[2], second[3], second[5], first[2])
     return Stage("mps", lanes, tuple(points))
 
 
-def _limited_equals(large: str) -> Iterator[Point]:
-    """Decodes at most on 72, 50 and 27 % of the SMs, and work that waits for its host."""
+def _limited_equals(large: str, d: int, e: int, f: int, p: int) -> Iterator[Point]:
+    """Decodes on three limits (*d*, *e*, *f*), and work that waits for its host."""
     batch, small = decode(large, 32, 1024), decode(SMALL, 20, 512, eager=True)
-    yield Point(((9, batch), (10, batch), (12, batch)))
-    yield Point(((10, small), (12, small)))
-    yield Point(((12, small), (2, prefill(large, 1000))))
+    yield Point(((d, batch), (e, batch), (f, batch)))
+    yield Point(((e, small), (f, small)))
+    yield Point(((f, small), (p, prefill(large, 1000))))
 
 
 def _streams(large: str) -> Stage:

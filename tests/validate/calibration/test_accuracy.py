@@ -66,7 +66,7 @@ def test_what_judges_was_never_seen(h200: H200) -> None:
     """No row that is judged beside others has a prompt length of the calibration, alone or not."""
     fitted = read_steps(ROOT / "benchmarks" / "h200" / "calibration.jsonl", 132)
     seen = {load.tokens for row in fitted for load in row.loads if load.prompts}
-    for row in (*h200.judged, *h200.another):
+    for row in (*h200.judged, *h200.earlier):
         assert row.alone or not seen & {load.tokens for load in row.loads if load.prompts}
 
 
