@@ -14,6 +14,7 @@ import pytest
 from splitwiser.models.gpu import Gpu, gpus
 from splitwiser.validate.calibration.plans import cpu_plan, gpu_plan
 from splitwiser.validate.calibration.points import Plan, kernel_key, point_key
+from splitwiser.validate.calibration.raw import read_raw
 from splitwiser.validate.calibration.step_plans import BATCHES, TOKENS, spread
 
 H200_BYTES = 150e9
@@ -40,6 +41,21 @@ def keys(plan: Plan) -> list[str]:
 def test_every_measurement_has_a_name_of_its_own(plan: Plan) -> None:
     """No two measurements of a plan share a name, so that none takes another's place."""
     assert len(set(keys(plan))) == len(plan) == len(keys(plan))
+
+
+@pytest.mark.parametrize("plan", [gpu_plan(H200_BYTES), heldout().plan(0, H200_BYTES)])
+def test_every_load_runs_in_a_lane_of_its_phase(plan: Plan) -> None:
+    """No decode step has a prefill's priority, nor the other way round."""
+    for stage in plan.stages:
+        for point in stage.points:
+            assert all(stage.lanes[place].phase == load.phase for place, load in point.loads)
+
+
+def test_the_h200_was_measured_by_its_plan() -> None:
+    """The committed measurements are those that the plan names for that device, and no others."""
+    raw = Path(__file__).resolve().parents[3] / "benchmarks" / "h200" / "calibration.jsonl"
+    conditions, records = read_raw(raw)
+    assert set(keys(gpu_plan(float(conditions["memory_bytes"])))) == set(records)
 
 
 @pytest.mark.parametrize("sheet", [g for g in gpus() if g.name != "cpu"], ids=lambda g: g.name)
