@@ -278,7 +278,9 @@ class Worker(ABC):
         self._preemptions += 1
         needed = self.blocks(member.length + 1)
         if self._swap and needed <= self.pool.total:
-            self.swapped.append((member, self.runner.save(np.array(member.blocks, np.int32))))
+            # Whoever has just come back may hold a block more, for the next token.
+            kept = np.array(member.blocks[: self.blocks(member.length)], np.int32)
+            self.swapped.append((member, self.runner.save(kept)))
             self.mailbox.send(Preempted(self.index, member.request, kept=True))
         elif needed + self.watermark <= self.pool.total:
             self.mailbox.send(Preempted(self.index, member.request, kept=self.requeue(member)))

@@ -1,0 +1,63 @@
+"""What a worker does with a sequence for which there is no memory."""
+
+from __future__ import annotations
+
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import numpy as np
+import torch
+
+from splitwiser.models.catalogue import llm as llm_named
+from splitwiser.sim.deployment import Workers
+from splitwiser.validate.runtime.blocks import BlockAllocator
+from splitwiser.validate.runtime.kernels import kernels_for
+from splitwiser.validate.runtime.mailbox import Mailbox
+from splitwiser.validate.runtime.numerics import numerics_of
+from splitwiser.validate.runtime.owner import pool_shape
+from splitwiser.validate.runtime.phases import DecodeWorker
+from splitwiser.validate.runtime.reporter import Running
+from splitwiser.validate.runtime.runner import Runner
+from splitwiser.validate.runtime.transformer import Transformer
+from splitwiser.validate.runtime.weights import fill_random, layout
+
+BLOCK, BLOCKS = 16, 8
+
+
+def worker(folder: Path) -> DecodeWorker:
+    """A decode worker that swaps, with a pool of random keys and values."""
+    llm = llm_named("tiny-llama")
+    flat = torch.empty(layout(llm).nbytes, dtype=torch.uint8)
+    fill_random(flat, llm, 0)
+    kernels = kernels_for(torch.device("cpu"))
+    model = Transformer(llm, numerics_of(llm, None), layout(llm).views(flat), kernels)
+    kv = torch.randn(pool_shape(llm, BLOCKS, BLOCK))
+    runner = Runner(model, kv, block_size=BLOCK, max_seqs=4, max_blocks=BLOCKS, eager=True)
+    mailbox = Mailbox(Pipe()[0])
+    reporter: Any = None  # nothing is launched here
+    pool = BlockAllocator.create(folder / "pool", BLOCKS)
+    group = Workers("decode", 1)
+    return DecodeWorker(0, group, runner, pool, mailbox, reporter, order="fcfs", swap=True)
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 32, 33])
+def test_a_sequence_can_be_swapped_out_as_soon_as_it_is_back(tmp_path: Path, length: int) -> None:
+    """However often a sequence is swapped out before its next step, its keys and values come back."""
+    decoding = worker(tmp_path)
+    held = decoding.pool.allocate(-(-length // BLOCK))
+    assert held is not None
+    member = Running(0, [7], length, 5, held.tolist(), None)
+    first = decoding.runner.save(np.array(member.blocks, np.int32))
+    decoding.join(member)
+    for _ in range(3):
+        decoding.preempt(member)
+        assert decoding.pool.free_count() == BLOCKS
+        decoding.swap_in()
+        assert decoding.batch == [member]
+    now = decoding.runner.save(np.array(member.blocks[: len(held)], np.int32))
+    assert torch.equal(now, first)
