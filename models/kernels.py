@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -22,15 +23,15 @@ from splitwiser.models.llm import DTYPE_BYTES
 from splitwiser.models.profile import Profile
 
 # Tiles (rows x columns of the output) and split-K factors among which GEMM libraries choose; the
-# tiles are those of CUTLASS's profiled kernels for tensor cores.
+# tiles are those of CUTLASS's profiled kernels for tensor cores. Libraries of Hopper have others
+# between them (cuBLAS 13's kernels are named by tiles such as 128x152): `tile_step` says how near.
 TILES = ((32, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
+BETWEEN = (64, 256, 128)  # rows from and up to which there are such, and their columns
 SPLITS = (1, 2, 4, 8)
 K_STEP = 32  # a tile is computed in whole steps along k
 ATTENTION_ROWS = 64  # queries of one block of prompt attention (FlashAttention-2: 64 or 128)
 PARTIAL_BYTES = 4  # partial sums of a split GEMM are float32
 
-_CHOICES = [(rows, columns, split) for (rows, columns), split in product(TILES, SPLITS)]
-_ROWS, _COLUMNS, _SPLIT = (np.array(sizes, dtype=float) for sizes in zip(*_CHOICES, strict=True))
 _PARTIAL = np.array([split * PARTIAL_BYTES if split > 1 else 0.0 for split in SPLITS])
 # How waves of a grid fill all SMs says little of fewer: of a correction measured on the whole device
 # a share keeps the power share^CORRECTED: next to nothing below three quarters of them.
@@ -60,6 +61,16 @@ def roofline(compute: float, memory: float, sharpness: float) -> float:
         return compute
     # The larger term is taken out, so that small powers of small times do not underflow.
     return float(compute * (1.0 + (memory / compute) ** sharpness) ** (1.0 / sharpness))
+
+
+@cache
+def _choices(step: int) -> tuple[NDArray[np.float64], ...]:
+    """Return rows, columns and split of all choices, tiles by *step* rows between `TILES`."""
+    low, high, columns = BETWEEN
+    between = tuple((rows, columns) for rows in range(low + step, high, step))
+    tiles = dict.fromkeys((*TILES, *between))
+    choices = [(*tile, split) for tile, split in product(tiles, SPLITS)]
+    return tuple(np.array(sizes, dtype=float) for sizes in zip(*choices, strict=True))
 
 
 class KernelModel:
@@ -106,8 +117,10 @@ class KernelModel:
         # Kernels are timed one by one, in bursts; steps that follow each other meet the power limit,
         # and less so on a part of the SMs.
         self.sustained = value("sustained") * sm_share / self.peak
-        # A tile's operands come from the L2, in equal parts to all SMs.
-        self.sm_traffic = self.bandwidth * value("tile_traffic") / gpu.sms
+        # A tile's operands come from the L2, in equal parts to all SMs; where few run, each has more.
+        relief = 1.0 + value("tile_relief") * (1.0 - sm_share)
+        self.sm_traffic = self.bandwidth * value("tile_traffic") * relief / gpu.sms
+        self._choices = _choices(int(value("tile_step")))
         self.tile_overhead = value("tile_overhead")
         self.split_traffic = value("split_traffic")
         split = whole_device_grids and sm_share < 1.0
@@ -185,18 +198,19 @@ class KernelModel:
         rows, n, k, groups = (
             np.asarray(size, dtype=float)[..., None] for size in (m, n, k, groups)
         )
-        tiles = np.ceil(rows / _ROWS) * np.ceil(n / _COLUMNS) * groups
-        waves = np.ceil(tiles * _SPLIT / self.sms - _FEW)
-        depth = np.ceil(k / _SPLIT / K_STEP) * K_STEP
-        arithmetic = 2.0 * _ROWS * _COLUMNS * depth / self.sm_rate
-        operands = self.size * (np.minimum(rows, _ROWS) + _COLUMNS) * depth / self.sm_traffic
+        high, wide, split = self._choices
+        tiles = np.ceil(rows / high) * np.ceil(n / wide) * groups
+        waves = np.ceil(tiles * split / self.sms - _FEW)
+        depth = np.ceil(k / split / K_STEP) * K_STEP
+        arithmetic = 2.0 * high * wide * depth / self.sm_rate
+        operands = self.size * (np.minimum(rows, high) + wide) * depth / self.sm_traffic
         block = np.sqrt(np.sqrt(arithmetic**4 + operands**4)) + self.tile_overhead
-        whole = 2.0 * tiles * _ROWS * _COLUMNS * k / self.gemm_rate
+        whole = 2.0 * tiles * high * wide * k / self.gemm_rate
         compute = np.maximum(waves * block, whole)
         if self.second_wave > 1.0:
             compute = np.where(waves > 1.0, compute * self.second_wave, compute)
         # The DRAM's traffic is the same for all tiles, so that of each split the fastest counts.
-        compute = compute.reshape(*compute.shape[:-1], len(TILES), len(SPLITS)).min(axis=-2)
+        compute = compute.reshape(*compute.shape[:-1], -1, len(SPLITS)).min(axis=-2)
         outputs = groups * rows * n
         traffic = (groups * n * k + groups * rows * k + outputs) * self.size / self.stream_rate
         larger, smaller = np.maximum(compute, traffic), np.minimum(compute, traffic)

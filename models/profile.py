@@ -43,6 +43,8 @@ PARAMETERS: Mapping[str, Meaning] = {
     "stream_start": Meaning("time of an element-wise kernel without work", "s", 0.0, 1e-3),
     "tile_overhead": Meaning("start and end of one tile of a GEMM", "s", 0.0, 1e-3),
     "tile_traffic": Meaning("bandwidth of the L2 over that of the DRAM", "1", 1.0, 64.0),
+    "tile_relief": Meaning("how much more of the L2 an SM draws where few run", "1", 0.0, 1.0),
+    "tile_step": Meaning("step in which a library chooses the rows of a tile", "rows", 8.0, 256.0),
     "split_traffic": Meaning("share of split GEMMs' partial sums in DRAM traffic", "1", 0.0, 8.0),
     "attention_start": Meaning("time of an attention kernel without work", "s", 0.0, 1e-3),
     "decode_block": Meaning("decode attention of one sequence and KV head", "s", 0.0, 1e-3),

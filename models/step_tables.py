@@ -14,7 +14,7 @@ from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile
 from splitwiser.models.work import STEP_KERNELS, elementwise_bytes, experts_touched
 
-BLOCK = 6  # steps are tabulated for 2**BLOCK token counts at a time
+BLOCK = 4  # steps are tabulated for 2**BLOCK token counts at a time
 LAST = (1 << BLOCK) - 1
 LOGIT_BYTES = 4  # sampling reads float32 logits
 

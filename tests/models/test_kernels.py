@@ -81,6 +81,30 @@ def test_more_rows_are_never_faster(m: int, more: int, n: int) -> None:
     assert few <= many * (1 + 1e-12)
 
 
+@given(SIZES, SIZES, st.sampled_from((8, 16, 32)), SHARES)
+@settings(deadline=None)
+def test_a_library_with_more_tiles_is_never_slower(m: int, n: int, step: int, share: float) -> None:
+    """Tiles between the powers of two are choices more; a step of 256 rows adds none."""
+    many, few, none = (
+        float(KernelModel(A100, profile, "bfloat16", sm_share=share).gemm(m, n, 4096))
+        for profile in (PLAIN.with_values(tile_step=s) for s in (step, 2 * step, 256))
+    )
+    assert many <= few * (1 + 1e-12)
+    assert few <= none * (1 + 1e-12)
+
+
+@given(st.floats(0.02, 1.0), st.floats(0.02, 1.0), st.floats(0.0, 1.0))
+def test_fewer_sms_draw_more_each_and_less_together(a: float, b: float, relief: float) -> None:
+    """Of the L2 an SM draws more where fewer run, and yet more SMs never draw less."""
+    low, high = sorted((a, b))
+    profile = PLAIN.with_values(tile_relief=relief)
+    few, many = (
+        KernelModel(A100, profile, "bfloat16", sm_share=share).sm_traffic for share in (low, high)
+    )
+    assert few >= many * (1 - 1e-12)
+    assert few * low <= many * high * (1 + 1e-12)
+
+
 def test_tiles_past_a_full_wave_take_another() -> None:
     """Tiles that fill the SMs once run at the peak; one row more takes a wave, if of smaller tiles."""
     profile = PLAIN.with_values(

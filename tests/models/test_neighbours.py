@@ -179,7 +179,7 @@ def test_prompts_and_decode_of_equal_kernels_are_told_apart() -> None:
 
 def test_what_jumps_from_pair_to_pair_is_not_carried_on() -> None:
     """The more of what a pair says is its own, the less is told of one at the same place."""
-    asked = demands(500, 16, (1.0, 1.0))
+    asked = demands(1500, 16, (1.0, 1.0))
     rates = spatial(LAW).rates(asked)
     pairs = [Pair("mps", asked, [rates[0], rates[1] * 0.8])] * 20
     found = []

@@ -76,12 +76,13 @@ STAGES = (
     Stage(
         "phases alone on shares of the SMs",
         {
-            "compute_knee": 0.8,
-            "bandwidth_knee": 0.25,
+            "compute_knee": 1.0,
+            "bandwidth_knee": 0.18,
             "kv_knee": 0.6,
-            "compute_bend": 4.0,
-            "bandwidth_bend": 3.0,
+            "compute_bend": 2.0,
             "second_wave": 0.2,
+            "tile_relief": 0.5,
+            "bandwidth_bend": 3.0,
         },
         _limited,
         NOISE_ALONE,

@@ -53,6 +53,8 @@ GEMM = {
     "split_traffic": 0.3,
     "compute_knee": 0.8,
 }
+TILE_STEPS = (256.0, 16.0)  # a library with tiles of powers of two, and one of many heights
+CLEARLY = 0.97  # of the loss that the first leaves: the second explains the rows better
 PROMPTS = {"attention_efficiency": 0.5, "attention_start": 8e-6}
 DECODES = {"kv_efficiency": 0.8, "decode_block": 4e-6}
 
@@ -99,7 +101,12 @@ def _fit_gemm(table: KernelTable, gpu: Gpu, profile: Profile) -> Profile:
 
     # What shares of the SMs said of power stands, unless the waves of whole-device grids know better.
     first = {**GEMM, "compute_knee": profile.value("compute_knee")}
-    profile = _solve(profile, first, errors, "GEMMs")
+    trials = [
+        _solve(_set(profile, "explains the GEMMs best", tile_step=step), first, errors, "GEMMs")
+        for step in TILE_STEPS
+    ]
+    usual, finer = (_loss(errors(trial)) for trial in trials)
+    profile = trials[finer < CLEARLY * usual]
     left = frame.assign(
         factor=frame["seconds"] / predict_gemm(KernelModel(gpu, profile, table.dtype), frame)
     )
@@ -264,6 +271,11 @@ def _solve(
             source, stderr = f"left open by {rows} rows of {title}", None
         parameters[name] = Parameter(_digits(value), stderr, source)
     return replace(profile, parameters=parameters)
+
+
+def _loss(left: Array) -> float:
+    """Return the soft-L1 loss of residuals, in units of `NOISE` squared."""
+    return float(np.sum(np.sqrt(1.0 + (left / NOISE) ** 2) - 1.0))
 
 
 def _spread(jacobian: Array) -> Array:

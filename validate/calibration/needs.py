@@ -18,6 +18,8 @@ NEEDS: Mapping[str, str] = {
     "stream_start": "element-wise kernels of few tokens",
     "tile_overhead": f"{_GEMM} with row counts between the tiles' multiples",
     "tile_traffic": f"{_GEMM} with hundreds of rows, of several widths",
+    "tile_relief": f"{_ALONE}: decode on a fifth of the SMs and fewer",
+    "tile_step": f"{_GEMM} with row counts between the tiles' multiples",
     "split_traffic": f"{_GEMM} of few rows and a long inner side",
     "attention_start": "attention of short prompts",
     "decode_block": "decode attention of large batches with short contexts",

@@ -16,7 +16,13 @@ from splitwiser.models.catalogue import llm
 from splitwiser.models.gpu import gpu
 from splitwiser.models.profile import Profile, load_profile, profile_for
 from splitwiser.validate.calibration.kernel_accuracy import held_out
-from splitwiser.validate.calibration.kernel_fit import DECODES, GEMM, PROMPTS, fit_kernels
+from splitwiser.validate.calibration.kernel_fit import (
+    DECODES,
+    GEMM,
+    PROMPTS,
+    TILE_STEPS,
+    fit_kernels,
+)
 from splitwiser.validate.calibration.kernel_predict import cached, predict_kernels
 from splitwiser.validate.calibration.kernel_readers import read_kernels
 from splitwiser.validate.calibration.kernel_table import KernelTable
@@ -72,6 +78,23 @@ def test_a_fit_recovers_the_parameters_behind_its_rows() -> None:
     assert {*GEMM, *PROMPTS, *DECODES} <= set(fit.profile.parameters)
     for kind, residuals in fit.residuals.items():
         assert np.abs(residuals).mean() < 1e-3, kind
+
+
+@pytest.mark.parametrize("step", TILE_STEPS)
+def test_the_heights_of_tiles_are_told_by_the_rows(step: float) -> None:
+    """Times of a library with few heights of tiles, or with many, say which it was."""
+    truth = PLAIN.with_values(tile_step=step)
+    rows = pd.DataFrame(
+        product((65, 130, 161, 200, 270, 300, 420, 520, 700), (4096, 6144), (2048, 4096)),
+        columns=["m", "n", "k"],
+        dtype=float,
+    )
+    table = KernelTable({"gemm": rows.assign(seconds=1.0)}, "bfloat16")
+    seconds = predict_kernels(table, A100, truth)["gemm"]
+    fitted = fit_kernels(
+        KernelTable({"gemm": rows.assign(seconds=seconds)}, "bfloat16"), A100, PLAIN
+    )
+    assert fitted.profile.value("tile_step") == step
 
 
 def test_a_parameter_that_no_row_decides_says_so() -> None:
