@@ -31,14 +31,14 @@ MOST_KV = {"facebook/opt-1.3b": 110_000}  # tokens, where a token takes much
 PREFILLS = (None, 85.0, 65.0, 40.0, 30.0)
 DECODES = (None, 85.0, 60.0, 35.0, 20.0)
 GREEN = (18.0, 37.0, 62.0, 82.0)
-REPEATED, REPEATS = 4, 3
+REPEATED, REPEATS = 3, 3
 
 
 def plan(seed: int, memory: float) -> Plan:
     """The whole plan; equal for equal seeds."""
     generator = np.random.default_rng(seed)
-    stages = [*_unseen(), _turns(generator), _mps(generator), _together(generator, "streams")]
-    stages += [_together(generator, "green_contexts"), _other_model(generator)]
+    stages = [_turns(generator), _mps(generator), _together(generator, "green_contexts")]
+    stages += [*_unseen(), _together(generator, "streams"), _other_model(generator)]
     return Plan(
         "heldout", "bfloat16", (), tuple(part for s in stages for part in fitting(s, memory))
     )
@@ -91,16 +91,30 @@ def _repeated(points: Sequence[Point]) -> Iterator[Point]:
 def _turns(generator: np.random.Generator) -> Stage:
     lanes = (Lane("prefill"), Lane("decode"), Lane("decode"), Lane("prefill"))
     between = [(2, 600), (8, 3000), (24, 1500), (48, 700), (96, 1200), (200, 800), (100, 3000)]
-    some = [_pair(generator, 0, 1) for _ in range(44)]
+    some = [_pair(generator, 0, 1) for _ in range(38)]
     points = [
         *alone(0, [prefill(LARGE, n) for n in (96, 200, 384, 700, 1000, 1500, 3000, 6000)]),
         *alone(0, [Load(LARGE, 1, 300, 0, 40, 900), prefill(LARGE, 400, 3)]),
         *alone(1, [decode(LARGE, b, c) for b, c in between]),
         *some,
+        *_equals(generator, (0, 3), (1, 2), 4),
         *_crowds(generator, (0, 3), (1, 2), 6),
         *_repeated(some),
     ]
     return Stage("time_slice", lanes, tuple(points))
+
+
+def _equals(
+    generator: np.random.Generator, prefills: tuple[int, int], decodes: tuple[int, int], count: int
+) -> Iterator[Point]:
+    """Two prefills and two decodes in turn."""
+    for number in range(count):
+        sizes = [_sizes(generator) for _ in range(2)]
+        if number % 2:
+            loads = [decode(LARGE, batch, context) for _, batch, context in sizes]
+        else:
+            loads = [prefill(LARGE, tokens) for tokens, _, _ in sizes]
+        yield Point(tuple(zip(decodes if number % 2 else prefills, loads, strict=True)))
 
 
 def _crowds(
@@ -135,6 +149,8 @@ def _mps(generator: np.random.Generator) -> Stage:
     points = [
         *free,
         *limited,
+        *_equals(generator, (0, 10), (5, 11), 8),
+        *_equals(generator, (2, 3), (7, 8), 8),
         *_crowds(generator, (0, 10), (5, 11), 4),
         *_crowds(generator, (2, 3), (8, 9), 4),
         *_repeated(free),
@@ -146,7 +162,7 @@ def _mps(generator: np.random.Generator) -> Stage:
 def _together(generator: np.random.Generator, sharing: str) -> Stage:
     """Threads of one process."""
     if sharing == "streams":
-        some = [_pair(generator, 0, 1) for _ in range(44)]
+        some = [_pair(generator, 0, 1) for _ in range(40)]
         lanes: tuple[Lane, ...] = (Lane("prefill"), Lane("decode"))
         return Stage(sharing, lanes, (*some, *_repeated(some)))
     lanes = tuple(
@@ -154,7 +170,7 @@ def _together(generator: np.random.Generator, sharing: str) -> Stage:
         for group, share in enumerate(GREEN)
         for lane in (Lane("prefill", 100 - share, group), Lane("decode", share, group))
     )
-    groups = generator.integers(0, len(GREEN), 44)
+    groups = generator.integers(0, len(GREEN), 40)
     some = [_pair(generator, 2 * int(group), 2 * int(group) + 1) for group in groups]
     return Stage(sharing, lanes, (*some, *_repeated(some)))
 
@@ -163,7 +179,7 @@ def _other_model(generator: np.random.Generator) -> Stage:
     """Pairs of a model that was never measured beside anything."""
     lanes = (Lane("prefill"), Lane("decode"), Lane("prefill", 70.0), Lane("decode", 30.0))
     llm = UNSEEN[1]
-    some = [_pair(generator, 2 * (i % 2), 2 * (i % 2) + 1, llm) for i in range(20)]
+    some = [_pair(generator, 2 * (i % 2), 2 * (i % 2) + 1, llm) for i in range(10)]
     return Stage("mps", lanes, tuple(some))
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 COLD_BYTES = 3 * 2**26  # three times the last-level cache of an H200: what was read is gone
 ROW = 8  # kernels in a row, at least
 BURST_S = 3e-3  # of one measured repetition, about
-REPEATS = 5
+REPEATS = 3
 BLOCK = 16  # tokens of a KV block
 LIKE = "meta-llama/Llama-3.1-8B"  # the family whose kernels are measured, at any size
 

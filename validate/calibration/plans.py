@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 
 from splitwiser.validate.calibration.points import Kernel, Plan, Point, Stage
 from splitwiser.validate.calibration.room import fitting, pruned
@@ -29,8 +29,8 @@ GEMMS = (
     *((2048, 1536), (1536, 1536), (17920, 1536), (1536, 8960)),
     *((6144, 2560), (2560, 4096), (19456, 2560), (2560, 9728)),
     *((15360, 5120), (5120, 5120), (27648, 5120), (5120, 13824)),
-    *((10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672)),
 )
+WIDE_GEMMS = ((10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672))  # of every third of ROWS
 # Above 256 rows none is a multiple of a tile: for those libraries pick other kernels, and
 # prompts seldom are.
 ROWS = (
@@ -39,10 +39,11 @@ ROWS = (
     *(1663, 1847, 2053, 2281, 2817, 3479, 4295, 5303, 6547, 8087),
 )
 # More rows for the layers of the model whose steps share the device: between two sizes of ROWS the
-# library may pick yet another kernel.
+# library picks yet other kernels, and up to some 1,100 rows every few per cent of them.
 BETWEEN = (
-    *(176, 208, 240, 265, 290, 323, 359, 399, 445, 495, 550, 610, 679, 755, 839, 931, 1035, 1151),
-    *(1279, 1421, 1579, 1753, 1949, 2165, 2541, 3137, 3877, 4781, 5903, 7283),
+    *(176, 208, 240),
+    *sorted({int(257 * 1.02**step) | 1 for step in range(75)} - set(ROWS)),
+    *(1151, 1279, 1421, 1579, 1753, 1949, 2165, 2541, 3137, 3877, 4781, 5903, 7283),
 )
 HEADS = ((32, 8, 128), (12, 12, 64), (12, 2, 128), (40, 40, 128))
 NEW = (64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 8192)
@@ -62,7 +63,8 @@ def gpu_plan(memory: float) -> Plan:
 
 
 def _kernels() -> Iterator[Kernel]:
-    for (n, k), m in (*product(GEMMS, ROWS), *product(GEMMS[:4], BETWEEN)):
+    gemms = product(GEMMS, ROWS), product(GEMMS[:4], BETWEEN), product(WIDE_GEMMS, ROWS[::3])
+    for (n, k), m in chain(*gemms):
         if m * n <= 2**29:
             yield Kernel("gemm", {"m": m, "n": n, "k": k})
     for heads, new in product(HEADS, NEW):

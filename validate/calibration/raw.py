@@ -14,7 +14,7 @@ from typing import Any, Self
 
 VERSION = 1
 # Conditions under which measurements may stand in one file: what changes the times.
-SAME = ("name", "driver", "torch", "plan")
+SAME = ("name", "uuid", "driver", "torch", "plan")
 
 
 class RawFile:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
-from statistics import median, quantiles
+from statistics import fmean, quantiles
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
@@ -32,9 +32,11 @@ from splitwiser.validate.runtime.scratch import Scratch
 from splitwiser.validate.runtime.telemetry import Telemetry
 
 SEND_S = 0.02  # for an order to reach every process
-SETTLE_S = 0.04  # all lanes run for so long before anything counts
+SETTLE_S = 0.1  # all lanes run for so long before anything counts: a GPU that rested is faster
 SHORTEST_S, LONGEST_S = 0.2, 3.0  # of a window
-STEPS = 4  # of the slowest lane that a window should hold, were it alone on its part of the device
+STEPS = (
+    3.5  # of the slowest lane that a window should hold, were it alone on its part of the device
+)
 
 
 class StageRun:
@@ -100,10 +102,13 @@ class StageRun:
         }
 
     def _host(self, counted: list[list[Done]]) -> dict[str, list[float]]:
-        """What a launch takes the host; on the CPU a launch is the step itself, and tells nothing."""
+        """What a launch takes the host in the mean, for that is what bounds a rate.
+
+        On the CPU a launch is the step itself, and tells nothing.
+        """
         if self._device.kind == "cpu":
             return {}
-        return {"host": [median(each.host for each in lane) for lane in counted]}
+        return {"host": [fmean(each.host for each in lane) for lane in counted]}
 
     def _prepare(self, point: Point) -> dict[int, float] | Refused:
         """Have the lanes make ready; about how long a step of each takes, by place."""

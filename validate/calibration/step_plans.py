@@ -20,7 +20,18 @@ TOKENS, BATCHES, CONTEXTS = (80, 6500), (1, 190), (256, 6000)  # of steps beside
 MOST_KV = 350_000  # tokens of one decode step
 WHOLE_PROMPTS = (64, 131, 259, 420, 523, 820, 1031, 1450, 2053, 4099, 8111)
 SHARE_PROMPTS = (130, 270, 560, 1150, 2300, 4700)
-SHARE_DECODES = ((1, 1024), (8, 2000), (16, 1024), (40, 600), (64, 2048), (128, 2600))
+SHARE_DECODES = (
+    *(
+        (1, 1024),
+        (8, 2000),
+        (16, 1024),
+        (40, 600),
+        (64, 2048),
+        (128, 2600),
+        (176, 700),
+        (160, 1900),
+    ),
+)
 
 Sizes = tuple[int, int, int]
 """Tokens of a prompt; sequences and mean context of a decode step."""
@@ -63,6 +74,23 @@ def pairs(llm: str, lanes: tuple[int, int], sizes: Iterator[Sizes], count: int) 
     first, second = lanes
     for tokens, batch, context in islice(sizes, count):
         yield Point(((first, prefill(llm, tokens)), (second, decode(llm, batch, context))))
+
+
+def equals(
+    llm: str,
+    prefills: tuple[int, int],
+    decodes: tuple[int, int],
+    sizes: Iterator[Sizes],
+    count: int,
+) -> Iterator[Point]:
+    """Points of two lanes of one phase: two prefills and two decodes by turns."""
+    for number in range(count):
+        (one, batch, context), (two, more, longer) = islice(sizes, 2)
+        if number % 2:
+            loads = (decode(llm, batch, context), decode(llm, more, longer))
+        else:
+            loads = (prefill(llm, one), prefill(llm, two))
+        yield Point(tuple(zip(decodes if number % 2 else prefills, loads, strict=True)))
 
 
 def crowds(
@@ -148,17 +176,19 @@ def _mps(large: str) -> Stage:
     second = range(len(first), len(first) + len(DECODE_SHARES))
     p, d = first[0], second[0]  # without limits, as the three behind all are
     others = (len(lanes) - 3, len(lanes) - 2, len(lanes) - 1)
-    free, limited, crowded = spread(2), spread(3), spread(4)
+    free, limited, crowded, alike = spread(2), spread(3), spread(4), spread(7)
     points: list[Point] = []
     for place in first:
         points += alone(place, [prefill(large, n) for n in SHARE_PROMPTS[place % 2 :: 2]])
     for place in second:
         points += alone(place, [decode(large, b, c) for b, c in SHARE_DECODES[place % 2 :: 2]])
-    points += pairs(large, (p, d), free, 100)
+    points += pairs(large, (p, d), free, 90)
     for both in product(first, second):
         if both != (p, d):
-            points += pairs(large, both, limited, 4)
+            points += pairs(large, both, limited, 3)
     points += _equals(large, (p, others[0]), (d, *others[1:]))
+    points += equals(large, (p, others[0]), (d, others[1]), alike, 12)
+    points += equals(large, (first[3], first[5]), (second[3], second[5]), alike, 8)
     points += crowds(large, ((p, others[0]), (d, others[1])), crowded, 14)
     points += crowds(large, (first[2:4], second[2:4]), crowded, 8)  # 76, 56 and 72, 50 %
     points += crowds(large, (first[4::2], second[4:6]), crowded, 8)  # 48, 24 and 42, 27 %
@@ -178,7 +208,7 @@ def _streams(large: str) -> Stage:
     points = [
         *alone(0, [prefill(large, n) for n in SHARE_PROMPTS[1::2]]),
         *alone(1, [decode(large, b, c) for b, c in SHARE_DECODES[::3]]),
-        *pairs(large, (0, 1), spread(5), 80),
+        *pairs(large, (0, 1), spread(5), 60),
     ]
     return Stage("streams", (P, D), tuple(points))
 

@@ -155,7 +155,7 @@ def notes_for(deployment: Deployment, device: Device) -> list[str]:
 def provenance(device: Device) -> dict[str, Any]:
     """What a measurement rests on, as plain JSON: the device by name, software versions, the date.
 
-    *cuda* is the toolkit that torch was built with, *driver_cuda* the newest that the driver takes.
+    *uuid* tells one card from others of its name, *cuda* is the toolkit that torch was built with, *driver_cuda* the newest that the driver takes.
     What cannot be found out is None.
     """
     facts: dict[str, Any] = {
@@ -170,7 +170,7 @@ def provenance(device: Device) -> dict[str, Any]:
     import torch
 
     facts |= {"torch": torch.__version__, "cuda": torch.version.cuda}
-    facts |= dict.fromkeys(("driver", "driver_cuda", "memory_bytes", "power_limit_w"))
+    facts |= dict.fromkeys(("uuid", "driver", "driver_cuda", "memory_bytes", "power_limit_w"))
     try:
         nvml, handle = open_nvml(device)
     except LookupError:
@@ -178,6 +178,7 @@ def provenance(device: Device) -> dict[str, Any]:
     try:
         readings = {
             "name": lambda: nvml.nvmlDeviceGetName(handle),
+            "uuid": lambda: nvml.nvmlDeviceGetUUID(handle),
             "driver": nvml.nvmlSystemGetDriverVersion,
             "driver_cuda": lambda: _cuda(nvml.nvmlSystemGetCudaDriverVersion_v2()),
             "memory_bytes": lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total),

@@ -36,7 +36,7 @@ def test_fresh_forgets(tmp_path: Path) -> None:
         assert not raw.records
 
 
-@pytest.mark.parametrize("name", ["name", "driver", "torch", "plan"])
+@pytest.mark.parametrize("name", ["name", "uuid", "driver", "torch", "plan"])
 def test_measurements_of_another_device_are_refused(tmp_path: Path, name: str) -> None:
     """Measurements under other conditions never stand in one file."""
     path = tmp_path / "raw.jsonl"
