@@ -227,6 +227,7 @@ def test_provenance_of_a_gpu_is_what_nvml_tells(monkeypatch: pytest.MonkeyPatch)
     nvml = SimpleNamespace(
         NVMLError=UntoldError,
         nvmlDeviceGetName=lambda handle: "NVIDIA H200",
+        nvmlDeviceGetUUID=lambda handle: "GPU-1",
         nvmlSystemGetDriverVersion=lambda: "580.1",
         nvmlSystemGetCudaDriverVersion_v2=lambda: 13000,
         nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=2**37),
@@ -241,6 +242,7 @@ def test_provenance_of_a_gpu_is_what_nvml_tells(monkeypatch: pytest.MonkeyPatch)
         "13.0",
     )
     assert (facts["memory_bytes"], facts["power_limit_w"]) == (2**37, None)
+    assert facts["uuid"] == "GPU-1"
     assert closed == [True]
 
 
