@@ -57,8 +57,8 @@ def part_corun() -> tuple[list[Score], list[str]]:
         "repetitions against the mean of the other two. Baselines are told the same, and fitted to the",
         "same rows as the profile, where they have parameters. `measured ... again`: without lanes bound",
         "by launches. Earlier rows (hours before, on another card): by them, and by cross-validation, the",
-        "form of the model was chosen. `by their power limit`: one",
-        "parameter, `sustained`, is fitted to their phases alone, and no pair of them to anything.",
+        "form of the model was chosen. `by their power limit`: one parameter, `sustained`, is fitted to",
+        "their phases alone, and no pair of them to anything.",
     ]
 
 

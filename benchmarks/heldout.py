@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from splitwiser.validate.calibration.measure import measure
 from splitwiser.validate.calibration.plans import LARGE, gpu_plan
 from splitwiser.validate.calibration.points import Lane, Load, Plan, Point, Stage
 from splitwiser.validate.calibration.room import fitting
-from splitwiser.validate.calibration.step_plans import SMALL, alone, decode, prefill
+from splitwiser.validate.calibration.step_plans import SMALL, alike, alone, decode, prefill
 from splitwiser.validate.runtime.device import device_named, provenance
 
 UNSEEN = ("facebook/opt-1.3b", "meta-llama/Llama-3.2-3B", "Qwen/Qwen2.5-7B")
@@ -97,24 +97,19 @@ def _turns(generator: np.random.Generator) -> Stage:
         *alone(0, [Load(LARGE, 1, 300, 0, 40, 900), prefill(LARGE, 400, 3)]),
         *alone(1, [decode(LARGE, b, c) for b, c in between]),
         *some,
-        *_equals(generator, (0, 3), (1, 2), 4),
+        *_alike(generator, (0, 3), (1, 2), 4),
         *_crowds(generator, (0, 3), (1, 2), 6),
         *_repeated(some),
     ]
     return Stage("time_slice", lanes, tuple(points))
 
 
-def _equals(
+def _alike(
     generator: np.random.Generator, prefills: tuple[int, int], decodes: tuple[int, int], count: int
 ) -> Iterator[Point]:
     """Two prefills and two decodes in turn."""
-    for number in range(count):
-        sizes = [_sizes(generator) for _ in range(2)]
-        if number % 2:
-            loads = [decode(LARGE, batch, context) for _, batch, context in sizes]
-        else:
-            loads = [prefill(LARGE, tokens) for tokens, _, _ in sizes]
-        yield Point(tuple(zip(decodes if number % 2 else prefills, loads, strict=True)))
+    sizes = iter(partial(_sizes, generator), None)
+    return alike(LARGE, prefills, decodes, sizes, count)
 
 
 def _crowds(
@@ -149,8 +144,8 @@ def _mps(generator: np.random.Generator) -> Stage:
     points = [
         *free,
         *limited,
-        *_equals(generator, (0, 10), (5, 11), 8),
-        *_equals(generator, (2, 3), (7, 8), 8),
+        *_alike(generator, (0, 10), (5, 11), 8),
+        *_alike(generator, (2, 3), (7, 8), 8),
         *_crowds(generator, (0, 10), (5, 11), 4),
         *_crowds(generator, (2, 3), (8, 9), 4),
         *_repeated(free),

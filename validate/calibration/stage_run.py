@@ -34,9 +34,7 @@ from splitwiser.validate.runtime.telemetry import Telemetry
 SEND_S = 0.02  # for an order to reach every process
 SETTLE_S = 0.1  # all lanes run for so long before anything counts: a GPU that rested is faster
 SHORTEST_S, LONGEST_S = 0.2, 3.0  # of a window
-STEPS = (
-    3.5  # of the slowest lane that a window should hold, were it alone on its part of the device
-)
+STEPS = 3.5  # of the slowest lane that a window should hold, were it alone on its part
 
 
 class StageRun:

@@ -21,16 +21,8 @@ MOST_KV = 350_000  # tokens of one decode step
 WHOLE_PROMPTS = (64, 131, 259, 420, 523, 820, 1031, 1450, 2053, 4099, 8111)
 SHARE_PROMPTS = (130, 270, 560, 1150, 2300, 4700)
 SHARE_DECODES = (
-    *(
-        (1, 1024),
-        (8, 2000),
-        (16, 1024),
-        (40, 600),
-        (64, 2048),
-        (128, 2600),
-        (176, 700),
-        (160, 1900),
-    ),
+    *((1, 1024), (8, 2000), (16, 1024), (40, 600)),
+    *((64, 2048), (128, 2600), (176, 700), (160, 1900)),
 )
 
 Sizes = tuple[int, int, int]
@@ -76,7 +68,7 @@ def pairs(llm: str, lanes: tuple[int, int], sizes: Iterator[Sizes], count: int) 
         yield Point(((first, prefill(llm, tokens)), (second, decode(llm, batch, context))))
 
 
-def equals(
+def alike(
     llm: str,
     prefills: tuple[int, int],
     decodes: tuple[int, int],
@@ -176,7 +168,7 @@ def _mps(large: str) -> Stage:
     second = range(len(first), len(first) + len(DECODE_SHARES))
     p, d = first[0], second[0]  # without limits, as the three behind all are
     others = (len(lanes) - 3, len(lanes) - 2, len(lanes) - 1)
-    free, limited, crowded, alike = spread(2), spread(3), spread(4), spread(7)
+    free, limited, crowded, twofold = spread(2), spread(3), spread(4), spread(7)
     points: list[Point] = []
     for place in first:
         points += alone(place, [prefill(large, n) for n in SHARE_PROMPTS[place % 2 :: 2]])
@@ -187,8 +179,8 @@ def _mps(large: str) -> Stage:
         if both != (p, d):
             points += pairs(large, both, limited, 3)
     points += _equals(large, (p, others[0]), (d, *others[1:]))
-    points += equals(large, (p, others[0]), (d, others[1]), alike, 12)
-    points += equals(large, (first[3], first[5]), (second[3], second[5]), alike, 8)
+    points += alike(large, (p, others[0]), (d, others[1]), twofold, 12)
+    points += alike(large, (first[3], first[5]), (second[3], second[5]), twofold, 8)
     points += crowds(large, ((p, others[0]), (d, others[1])), crowded, 14)
     points += crowds(large, (first[2:4], second[2:4]), crowded, 8)  # 76, 56 and 72, 50 %
     points += crowds(large, (first[4::2], second[4:6]), crowded, 8)  # 48, 24 and 42, 27 %

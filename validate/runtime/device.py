@@ -155,8 +155,8 @@ def notes_for(deployment: Deployment, device: Device) -> list[str]:
 def provenance(device: Device) -> dict[str, Any]:
     """What a measurement rests on, as plain JSON: the device by name, software versions, the date.
 
-    *uuid* tells one card from others of its name, *cuda* is the toolkit that torch was built with, *driver_cuda* the newest that the driver takes.
-    What cannot be found out is None.
+    *uuid* tells one card from others of its name. *cuda* is the toolkit that torch was built with,
+    *driver_cuda* the newest that the driver takes. What cannot be found out is None.
     """
     facts: dict[str, Any] = {
         "device": str(device),

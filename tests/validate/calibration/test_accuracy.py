@@ -70,6 +70,12 @@ def test_what_judges_was_never_seen(h200: H200) -> None:
         assert row.alone or not seen & {load.tokens for load in row.loads if load.prompts}
 
 
+def test_no_row_judges_twice(h200: H200) -> None:
+    """What one file of judged rows has is not taken from another once more."""
+    titles = [(row.sharing, row.title, row.loads, row.repeat) for row in h200.judged]
+    assert len(set(titles)) == len(titles)
+
+
 def test_knowing_more_predicts_better(h200: H200, beside: dict[str, Score]) -> None:
     """Launches that are told, and pairs beyond the law, each lower the errors of rows not fitted."""
     assert beside["all"].mape < 0.9 * beside["the host's launches not known, but modelled"].mape
