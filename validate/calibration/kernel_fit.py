@@ -31,6 +31,7 @@ from splitwiser.validate.calibration.kernel_predict import (
     predict_prompts,
 )
 from splitwiser.validate.calibration.kernel_table import SAMPLER, KernelTable
+from splitwiser.validate.calibration.search import soft_l1
 
 NOISE = 0.1  # errors beyond it count linearly: a library's choice of kernel is off by as much
 MOST_ROWS = 2000  # rows of a kind that decide parameters; more change them by less than 1 %
@@ -105,7 +106,7 @@ def _fit_gemm(table: KernelTable, gpu: Gpu, profile: Profile) -> Profile:
         _solve(_set(profile, "explains the GEMMs best", tile_step=step), first, errors, "GEMMs")
         for step in TILE_STEPS
     ]
-    usual, finer = (_loss(errors(trial)) for trial in trials)
+    usual, finer = (soft_l1(errors(trial), NOISE) for trial in trials)
     profile = trials[finer < CLEARLY * usual]
     left = frame.assign(
         factor=frame["seconds"] / predict_gemm(KernelModel(gpu, profile, table.dtype), frame)
@@ -271,11 +272,6 @@ def _solve(
             source, stderr = f"left open by {rows} rows of {title}", None
         parameters[name] = Parameter(_digits(value), stderr, source)
     return replace(profile, parameters=parameters)
-
-
-def _loss(left: Array) -> float:
-    """Return the soft-L1 loss of residuals, in units of `NOISE` squared."""
-    return float(np.sum(np.sqrt(1.0 + (left / NOISE) ** 2) - 1.0))
 
 
 def _spread(jacobian: Array) -> Array:

@@ -138,17 +138,17 @@ def _elsewhere(
 ) -> Array | None:
     """Return coordinates with less loss that differ from *at* in *name* only, or None."""
     place = free.names.index(name)
-    least, best = _loss(residuals(at), noise) * (1.0 - 1e-3) - 1e-12, None
+    least, best = soft_l1(residuals(at), noise) * (1.0 - 1e-3) - 1e-12, None
     for coordinate in free.ladder(place):
         trial = at.copy()
         trial[place] = coordinate
-        loss = _loss(residuals(trial), noise)
+        loss = soft_l1(residuals(trial), noise)
         if loss < least:
             least, best = loss, trial
     return best
 
 
-def _loss(residuals: Array, noise: float) -> float:
+def soft_l1(residuals: Array, noise: float) -> float:
     """Return the soft-L1 loss in units of *noise* squared."""
     return float(np.sum(np.sqrt(1.0 + (residuals / noise) ** 2) - 1.0))
 
@@ -243,14 +243,14 @@ def _to_bounds(
     The search stays inside the bounds, and only comes close to one. Rows press if they are
     explained as well at the bound, and move with the parameter beyond *noise*.
     """
-    least, reached = _loss(residuals(at), noise), set()
+    least, reached = soft_l1(residuals(at), noise), set()
     for i, name in enumerate(free.names):
         width = free.upper[i] - free.lower[i]
         for bound, inward in ((free.lower[i], PRESS), (free.upper[i], -PRESS)):
             there, inside = at.copy(), at.copy()
             there[i], inside[i] = bound, bound + inward
             left, moved = residuals(there), residuals(inside)
-            found = _loss(left, noise)
+            found = soft_l1(left, noise)
             strength = np.linalg.norm(moved - left) / PRESS * width / np.sqrt(12.0) / noise
             as_well = found <= least * (1.0 + 1e-9) + 1e-12
             if as_well and strength >= 1.0:
