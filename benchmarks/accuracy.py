@@ -42,8 +42,7 @@ def part_alone() -> tuple[list[Score], list[str]]:
         "Fitted on Llama-3.1-8B and OPT-125m; judged on OPT-1.3B, Llama-3.2-3B, Qwen2.5-7B and on",
         "sizes of Llama-3.1-8B between those fitted. Bound by launches: a launch took the host 90 % of",
         "the step or more. Hosts differ from one second to the next, so the prediction is told what it",
-        "took; `modelled`: it is not. Earlier: hours before, on another card. The other models' rows are",
-        "of those: the judged measurement was stopped before it came to them.",
+        "took; `modelled`: it is not. Another card: half an hour later, and by another seed.",
     ]
 
 
@@ -51,14 +50,12 @@ def part_corun() -> tuple[list[Score], list[str]]:
     """Steps beside each other on the H200."""
     return corun(H200.read(RAW)), [
         "Rows: drawn at random, with prompt lengths and (where SMs are divided) splits that no fit saw.",
-        "Pairs are of a prefill and a decode. Streams and other models are of the earlier rows: the judged",
-        "measurement was stopped before it came to them.",
-        "Every row tells what its launches took the host, and the prediction is told. Noise: one of three",
-        "repetitions against the mean of the other two. Baselines are told the same, and fitted to the",
-        "same rows as the profile, where they have parameters. `measured ... again`: without lanes bound",
-        "by launches. Earlier rows (hours before, on another card): by them, and by cross-validation, the",
-        "form of the model was chosen. `by their power limit`: one parameter, `sustained`, is fitted to",
-        "their phases alone, and no pair of them to anything.",
+        "Pairs are of a prefill and a decode. Every row tells what its launches took the host, and the",
+        "prediction is told. Noise: one of three repetitions against the mean of the other two. Baselines",
+        "are told the same, and fitted to the same rows as the profile, where they have parameters.",
+        "`measured ... again`: without lanes bound by launches. Another card: it was never calibrated, and",
+        "nothing was chosen by its rows; `by its power limit`: one parameter, `sustained`, is fitted to",
+        "its phases alone.",
     ]
 
 

@@ -3,8 +3,9 @@
     python benchmarks/heldout.py --device cuda:0 --out benchmarks/h200/heldout.jsonl [--seed 0]
 
 Phases alone of three models that the calibration never measured, and of Llama-3.1-8B between its
-sizes; random pairs, triples and quadruples under every regime, at prompt lengths and SM splits that
-the calibration does not have; and some of the pairs three times, for the noise of a repetition.
+sizes; random pairs, triples and quadruples under every regime, at prompt lengths and on shares of
+the SMs that are drawn too, and that the calibration does not have; and some of the pairs three
+times, for the noise of a repetition.
 Interrupted, the same command goes on. `accuracy.py` judges the H200 profile by the file.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -23,14 +24,23 @@ from splitwiser.validate.calibration.measure import measure
 from splitwiser.validate.calibration.plans import LARGE, gpu_plan
 from splitwiser.validate.calibration.points import Lane, Load, Plan, Point, Stage
 from splitwiser.validate.calibration.room import fitting
-from splitwiser.validate.calibration.step_plans import SMALL, alike, alone, decode, prefill
+from splitwiser.validate.calibration.step_plans import (
+    CROWDS,
+    DECODE_SHARES,
+    PREFILL_SHARES,
+    SMALL,
+    alike,
+    alone,
+    decode,
+    prefill,
+)
+from splitwiser.validate.calibration.step_plans import GREEN as CALIBRATED_GREEN
 from splitwiser.validate.runtime.device import device_named, provenance
 
 UNSEEN = ("facebook/opt-1.3b", "meta-llama/Llama-3.2-3B", "Qwen/Qwen2.5-7B")
 MOST_KV = {"facebook/opt-1.3b": 110_000}  # tokens, where a token takes much
-PREFILLS = (None, 85.0, 65.0, 40.0, 30.0)
-DECODES = (None, 85.0, 60.0, 35.0, 20.0)
-GREEN = (18.0, 37.0, 62.0, 82.0)
+APART, GREEN_APART = 2, 4  # per cent from every share of the calibration: of 132 SMs, others
+LIMITS, GREEN = 6, 5  # how many are drawn for each phase, and of green contexts
 REPEATED, REPEATS = 3, 3
 
 
@@ -112,13 +122,26 @@ def _alike(
     return alike(LARGE, prefills, decodes, sizes, count)
 
 
+def _limits(
+    generator: np.random.Generator, known: Iterable[float | None], apart: float, count: int
+) -> list[float]:
+    """Shares of the SMs in per cent among those *known*, none close to one: one drawn at random
+    from each of *count* equal parts.
+    """
+    taken = [share for share in known if share is not None]
+    between = range(round(min(taken)), round(max(taken)))
+    free = [share for share in between if min(abs(share - other) for other in taken) >= apart]
+    return [float(generator.choice(part)) for part in np.array_split(free, count)]
+
+
 def _crowds(
     generator: np.random.Generator, prefills: Sequence[int], decodes: Sequence[int], count: int
 ) -> Iterator[Point]:
     """Triples and quadruples in turn; now and then one that waits for its host."""
     for number in range(count):
         loads: list[tuple[int, Load]] = []
-        for place in (prefills[0], decodes[0], decodes[1], *prefills[1 : 1 + number % 2]):
+        more, most = CROWDS[number % len(CROWDS)]
+        for place in (*prefills[:more], *decodes[:most]):
             tokens, batch, context = _sizes(generator)
             small = decode(SMALL, 1 + batch % 48, 300 + context % 1200, eager=True)
             if place in prefills:
@@ -129,29 +152,34 @@ def _crowds(
 
 
 def _mps(generator: np.random.Generator) -> Stage:
+    prefills = _limits(generator, PREFILL_SHARES, APART, LIMITS)
+    decodes = _limits(generator, DECODE_SHARES, APART, LIMITS)
     lanes = (
-        *(Lane("prefill", share) for share in PREFILLS),
-        *(Lane("decode", share) for share in DECODES),
+        *(Lane("prefill", share) for share in (None, *prefills)),
+        *(Lane("decode", share) for share in (None, *decodes)),
         Lane("prefill"),
         Lane("decode"),
     )
-    free = [_pair(generator, 0, 5) for _ in range(44)]
+    first, second = range(LIMITS + 1), range(LIMITS + 1, 2 * LIMITS + 2)
+    p, d = (first[0], len(lanes) - 2), (second[0], len(lanes) - 1)  # without limits
+    free = [_pair(generator, p[0], d[0]) for _ in range(44)]
     limited = [
-        _pair(generator, int(generator.integers(0, 5)), int(generator.integers(5, 10)))
+        _pair(generator, int(generator.choice(first)), int(generator.choice(second)))
         for _ in range(76)
     ]
-    limited = [point for point in limited if {place for place, _ in point.loads} != {0, 5}]
-    points = [
-        *free,
-        *limited,
-        *_alike(generator, (0, 10), (5, 11), 8),
-        *_alike(generator, (2, 3), (7, 8), 8),
-        *_crowds(generator, (0, 10), (5, 11), 4),
-        *_crowds(generator, (2, 3), (8, 9), 4),
-        *_repeated(free),
-        *_repeated(limited),
-    ]
+    limited = [point for point in limited if {place for place, _ in point.loads} != {p[0], d[0]}]
+    points = [*free, *limited, *_alike(generator, p, d, 8), *_crowds(generator, p, d, 6)]
+    for _ in range(4):
+        some = _two(generator, first[1:]), _two(generator, second[1:])
+        points += [*_alike(generator, *some, 2), *_crowds(generator, *some, 2)]
+    points += [*_repeated(free), *_repeated(limited)]
     return Stage("mps", lanes, tuple(points))
+
+
+def _two(generator: np.random.Generator, places: range) -> tuple[int, int]:
+    """Two of some lanes."""
+    one, two = generator.choice(places, 2, replace=False)
+    return int(one), int(two)
 
 
 def _together(generator: np.random.Generator, sharing: str) -> Stage:
@@ -160,12 +188,13 @@ def _together(generator: np.random.Generator, sharing: str) -> Stage:
         some = [_pair(generator, 0, 1) for _ in range(40)]
         lanes: tuple[Lane, ...] = (Lane("prefill"), Lane("decode"))
         return Stage(sharing, lanes, (*some, *_repeated(some)))
+    shares = _limits(generator, CALIBRATED_GREEN, GREEN_APART, GREEN)
     lanes = tuple(
         lane
-        for group, share in enumerate(GREEN)
+        for group, share in enumerate(shares)
         for lane in (Lane("prefill", 100 - share, group), Lane("decode", share, group))
     )
-    groups = generator.integers(0, len(GREEN), 40)
+    groups = generator.integers(0, GREEN, 40)
     some = [_pair(generator, 2 * int(group), 2 * int(group) + 1) for group in groups]
     return Stage(sharing, lanes, (*some, *_repeated(some)))
 

@@ -18,7 +18,7 @@ from splitwiser.models.neighbours import Neighbours
 if TYPE_CHECKING:
     from splitwiser.models.profile_file import ParameterEntry
 
-VERSION = 2
+VERSION = 3
 BUILT_IN = Path(__file__).parent / "profiles"
 
 
@@ -66,14 +66,15 @@ PARAMETERS: Mapping[str, Meaning] = {
     "quantum": Meaning("length of a time slice", "s", 1e-6, 1.0),
     "switch": Meaning("time to switch between contexts", "s", 0.0, 1e-1),
     "slice_hold": Meaning("share of launch gaps through which a turn is held", "1", 0.0, 1.0),
-    "wait_memory": Meaning("wait of a memory-bound kernel, per kernel that runs", "1", 0.0, 16.0),
-    "wait_compute": Meaning("the same for a kernel bound by arithmetic", "1", 0.0, 16.0),
-    "wait_exponent": Meaning("how that grows with the time of the neighbour's", "1", 0.0, 2.0),
-    "wait_overlap": Meaning("how it falls with the part of the SMs shared", "1", 0.0, 16.0),
-    "yielded": Meaning("part of the time of neighbours' kernels that a step loses", "1", 0.0, 0.95),
-    "yield_overlap": Meaning("how that falls with the part of the SMs needed", "1", 0.0, 16.0),
-    "memory_spread": Meaning("share of the SMs that a memory-bound step needs", "1", 0.01, 1.0),
-    "crowding": Meaning("slow-down of arithmetic by each neighbour after the first", "1", 0.0, 4.0),
+    "wait_memory": Meaning(
+        "wait for a memory-bound step's kernels; 1: strict turns", "1", 0.0, 16.0
+    ),
+    "wait_compute": Meaning("the same for those of a step bound by arithmetic", "1", 0.0, 16.0),
+    "passed": Meaning("memory-bound kernels that pass for each of arithmetic", "1", 0.1, 64.0),
+    "wait_overlap": Meaning("how waits fall with the part of the SMs shared", "1", 0.0, 16.0),
+    "crowding": Meaning(
+        "how much oftener memory-bound steps come, per further one", "1", 0.0, 16.0
+    ),
     "contention": Meaning("slow-down of memory-bound steps by others on other SMs", "1", 0.0, 4.0),
     "power_memory": Meaning("part of a step's time that a falling clock stretches", "1", 0.0, 4.0),
     "power_compute": Meaning("the same for a step bound by arithmetic", "1", 0.0, 4.0),

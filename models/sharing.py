@@ -28,11 +28,8 @@ def sharing_for(regime: str, profile: Profile) -> Sharing:
             regime,
             Beside(
                 (value("wait_memory"), value("wait_compute")),
-                value("wait_exponent"),
+                value("passed"),
                 value("wait_overlap"),
-                value("yielded"),
-                value("yield_overlap"),
-                value("memory_spread"),
                 value("contention"),
                 (value("power_memory"), value("power_compute")),
                 value("compute_knee"),

@@ -2,18 +2,21 @@
 
 With x_j the part of the time in which j's kernels run (its seconds alone on its SMs, per second),
 
-    1/x_i = h_i + (1 + P_i + sum_j S_ij * x_j) / (1 - Y*sum_j n_ij^r*x_j)
-    1 + S_ij = (1 + C_i*(1 - o_ij) + w_ij) * G_ij
-    1/w_ij^2 = 1/(W_i*o_ij*O_i^(q-1)*(tau_j/tau_i)^e)^2 + 1/f_ij^2
+    1/x_i = h_i + 1 + P_i + S_ij * x_j,   1 + S_ij = (1 + C_i*(1 - o_ij) + w_ij) * G_ij
+    1/w_ij^2 = 1/(W_j*(1 + q_ij)*o_ij*O_i^(v-1))^2 + 1/f_ij^2
+    q_ij = tau_j/tau_i * N^(a_i - a_j)
 
-and no more than its launches from the host allow. Where more than two run, S_ij stands for
-S_ij * (1 + sum_k S_jk * x_k) over the others: the kernels that i waits for wait themselves. h_i is
-the overhead after i's step over the time of its kernels, P_i what its clock loses to the power of
-the others, C_i their contention on other SMs, W_i the wait of its kernels behind theirs on shared
-SMs (tau: mean time of a kernel, o_ij: part of i's SMs that j may use too, O_i: that anybody may),
-f_ij what i loses by running on those SMs only that j may not use, Y what it yields to kernels that
-run on the SMs which j needs of i's (n_ij), and G_ij what measured pairs like these say beyond the
-law (`models/neighbours.py`). docs/model.md states every symbol.
+and no more than its launches from the host allow. h_i is the overhead after i's step over the time
+of its kernels, P_i what its clock loses to the power of the others, C_i their contention on other
+SMs, w_ij the wait of its kernels for those of j on shared SMs (tau: mean time of a kernel, a: how
+far arithmetic binds it, o_ij: part of j's kernels that meet i's, O_i: that of anybody's), f_ij what
+i loses by running on those SMs only where it does not meet j, and G_ij what measured pairs like
+these say beyond the law (`models/neighbours.py`).
+
+Kernels on the same SMs take turns. With W = 1 tasks of one kind run one kernel each by turns and
+none at once; of two kinds N light ones pass for each that arithmetic binds. So a task loses to each
+of several neighbours what it loses to that one in a pair (`models/balance.py`), and the more light
+tasks there are, the oftener they come before the others. docs/model.md states every symbol.
 """
 
 from __future__ import annotations
@@ -23,9 +26,7 @@ from functools import cache
 from math import exp, hypot, inf, log
 from typing import NamedTuple
 
-import numpy as np
-
-from splitwiser.models.balance import crowd, pair
+from splitwiser.models.balance import balanced, crowd
 from splitwiser.models.cost import Demand
 from splitwiser.models.kernels import saturation
 from splitwiser.models.neighbours import Kind, Neighbours, coordinates
@@ -33,17 +34,15 @@ from splitwiser.models.regimes import Sharing
 
 
 class Beside(NamedTuple):
-    """The parameters of `Spatial`; *wait* and *power* are for steps bound by memory, by arithmetic.
+    """The parameters of `Spatial`; *power* is for steps bound by memory, by arithmetic, *wait* for
+    those beside such steps.
 
     *knee* and *bend* say how arithmetic grows with the SMs, *reach* (both) how traffic does.
     """
 
     wait: tuple[float, float]
-    wait_exponent: float
+    passed: float
     wait_overlap: float
-    yielded: float
-    yield_overlap: float
-    memory_spread: float
     contention: float
     power: tuple[float, float]
     knee: float
@@ -62,16 +61,16 @@ class Running(NamedTuple):
 
     `use` is the part of its time alone in which its kernels run, `idle` its overhead over the time
     of its kernels, `tau` the mean time of a kernel in seconds, `mix` the part of it that is
-    arithmetic; `share` and `need` are the parts of the SMs that it may use, and that it needs;
-    `cell` is where pairs with it are looked up.
+    arithmetic; `light`, in [0, 1], how far it is from wanting every SM; `share` the part of the SMs
+    that it may use; `cell` is where pairs with it are looked up.
     """
 
     use: float
     idle: float
     tau: float
     mix: float
+    light: float
     share: float
-    need: float
     cell: Cell
 
 
@@ -105,35 +104,51 @@ class Spatial(Sharing):
         self._known = cache(self._find_known)
 
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
-        if len(demands) == 2:  # nearly all that a simulation asks for
-            one, two = self._running(demands[0]), self._running(demands[1])
-            shares = one[4] + two[4]
-            a, y, hotter = self._coupling(one, two, shares, one[4] + two[5])
-            b, z, warmer = self._coupling(two, one, shares, two[4] + one[5])
-            x, w = pair(
-                (one[0], self._cost(one, hotter), a, y), (two[0], self._cost(two, warmer), b, z)
-            )
-            return [x / one[0], w / two[0]]
         tasks = [self._running(demand) for demand in demands]
-        shares = sum(task.share for task in tasks)
-        needs = sum(task.need for task in tasks)
-        couplings = np.array(
-            [
-                [
-                    (0.0, 0.0, 0.0)
-                    if i is j
-                    else self._coupling(i, j, shares, i.share - i.need + needs)
-                    for j in tasks
-                ]
-                for i in tasks
-            ]
+        shares = sum(task[5] for task in tasks)
+        if len(tasks) == 2:  # nearly all that a simulation asks for
+            one, two = tasks
+            side, other = self._sides(one, two, shares)
+            x, w = balanced((one[0], *side[:2]), (two[0], *other[:2]))
+            return [x / one[0], w / two[0]]
+        return self._crowded(tasks, shares)
+
+    def _sides(
+        self, one: Running, two: Running, shares: float
+    ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Return of each of two tasks its cost, what slows it, and the SMs that the other heats."""
+        slow, hotter = self._coupling(one, two, shares)
+        slows, warmer = self._coupling(two, one, shares)
+        return (
+            (self._cost(one, hotter), slow, hotter),
+            (self._cost(two, warmer), slows, warmer),
         )
-        heat = couplings[:, :, 2].sum(axis=1).tolist()
-        cost = np.array([self._cost(*each) for each in zip(tasks, heat, strict=True)])
-        cost *= [self._crowding(task, tasks, shares) for task in tasks]
-        use = np.array([task[0] for task in tasks])
-        running = crowd(use, cost, couplings[:, :, 0], couplings[:, :, 1])
-        return [float(rate) for rate in running / use]
+
+    def _crowded(self, tasks: Sequence[Running], shares: float) -> list[float]:
+        """Return the rates of three tasks and more."""
+        places = range(len(tasks))
+        slower, most, heat, meet, light = ([[0.0] * len(tasks) for _ in places] for _ in range(5))
+        for i in places:
+            for j in places[:i]:
+                one, two = tasks[i], tasks[j]
+                side, other = self._sides(one, two, shares)
+                _, slower[i][j], heat[i][j] = side
+                _, slower[j][i], heat[j][i] = other
+                most[j][i], most[i][j] = balanced((1.0, *side[:2]), (1.0, *other[:2]))
+                meet[i][j] = overlap(one.share, two.share, shares)
+                meet[j][i] = overlap(two.share, one.share, shares)
+                both = self._beside.crowding * one.light * two.light
+                light[i][j] = both * meet[i][j] * two.use
+                light[j][i] = both * meet[j][i] * one.use
+        # The more light tasks there are beside one, the oftener all of these come before others.
+        often = [1.0 + sum(row) for row in light]
+        for i in places:
+            for j in places:
+                slower[i][j] *= (often[j] - light[j][i]) / (often[i] - light[i][j])
+        use = [task.use for task in tasks]
+        cost = [self._cost(task, sum(row)) for task, row in zip(tasks, heat, strict=True)]
+        running = crowd(use, cost, slower, most, meet)
+        return [min(x / each, 1.0) for x, each in zip(running, use, strict=True)]
 
     def implied(self, demands: Sequence[Demand], rates: Sequence[float]) -> list[Implied]:
         """Return what two tasks' measured *rates* say of how each is slowed by the other.
@@ -147,8 +162,8 @@ class Spatial(Sharing):
         for i, j in ((0, 1), (1, 0)):
             one, two = tasks[i], tasks[j]
             x, w = rates[i] * one.use, rates[j] * two.use
-            slow, give, heat = self._coupling(one, two, shares, one.share + two.need)
-            measured = ((1.0 - give * w) / x - self._cost(one, heat)) / w
+            slow, heat = self._coupling(one, two, shares)
+            measured = (1.0 / x - self._cost(one, heat)) / w
             own = Kind.of(one.tau, one.mix, demands[i].prompt > 0.0)
             other = Kind.of(two.tau, two.mix, demands[j].prompt > 0.0)
             met = one.share * overlap(one.share, two.share, shares)
@@ -161,31 +176,25 @@ class Spatial(Sharing):
     def _running(self, demand: Demand) -> Running:
         seconds, busy, _, _, kernels, share, overhead, compute, memory, prompt = demand
         mix = compute / (compute + memory) if compute > 0.0 else 0.0
-        spread = self._beside.memory_spread
-        need = spread + (1.0 - spread) * mix / COMPUTE_BOUND if mix < COMPUTE_BOUND else 1.0
         tau = busy / kernels if kernels > 0.0 else busy
         cell = (0, 0, False)
         if self._beside.neighbours is not None:
             kind = Kind.of(tau, mix, prompt > 0.0)
             cell = (round(CELLS * kind[0]), round(CELLS * kind[1]), prompt > 0.0)
-        return Running(busy / seconds, overhead / busy, tau, mix, share, min(need, share), cell)
+        light = max(0.0, 1.0 - mix / COMPUTE_BOUND)
+        return Running(busy / seconds, overhead / busy, tau, mix, light, share, cell)
 
-    def _coupling(
-        self, one: Running, two: Running, shares: float, needs: float
-    ) -> tuple[float, float, float]:
-        """Return what slows *one* and what it yields, per x of *two*, and the SMs that *two* heats.
-
-        The overhead that follows one's kernels is no longer for what they yield: a term of the
-        slow-down takes it out.
-        """
-        _, idle, tau, mix, own, _, _ = one
-        use, _, other_tau, _, other, need, _ = two
+    def _coupling(self, one: Running, two: Running, shares: float) -> tuple[float, float]:
+        """Return what slows *one* per x of *two*, and the SMs that *two* heats."""
+        _, _, tau, mix, _, own, _ = one
+        use, _, other_tau, other_mix, _, other, _ = two
         b = self._beside
         apart, met, hotter, escape, costly = self._meeting(own, other, shares)
         slow = b.contention * (1.0 - mix) * apart
         if met > 0.0:
             wait, most = b.wait
-            waits = (wait + (most - wait) * mix) * met * (other_tau / tau) ** b.wait_exponent
+            turns = 1.0 + other_tau / tau * b.passed ** (mix - other_mix)
+            waits = (wait + (most - wait) * other_mix) * met * turns
             if waits > 0.0 and escape < inf:
                 elsewhere = escape + (costly - escape) * mix
                 waits *= elsewhere / hypot(waits, elsewhere)
@@ -193,9 +202,7 @@ class Spatial(Sharing):
         if b.neighbours is not None:
             known = self._known(one[6], two[6], own, other, own * (1.0 - apart))
             slow = (1.0 + slow) * known - 1.0
-        needed = overlap(own, need, needs)
-        give = b.yielded * needed**b.yield_overlap if needed > 0.0 else 0.0
-        return slow - idle * give, give, use * hotter
+        return slow, use * hotter
 
     def _find_meeting(
         self, own: float, other: float, shares: float
@@ -204,8 +211,8 @@ class Spatial(Sharing):
 
         The part of a neighbour's kernels on other SMs, the weight of the wait for those on the
         same, the SMs that a task may not use and its neighbour may; and how much longer, as a part,
-        a task bound by memory takes on those SMs only that its neighbour may not use, and one bound
-        by arithmetic.
+        a task bound by memory takes on those SMs only where it does not meet its neighbour, and one
+        bound by arithmetic.
         """
         b = self._beside
         shared = overlap(own, other, shares)
@@ -213,8 +220,8 @@ class Spatial(Sharing):
         whole = min(max(shared, shares - 1.0), 1.0)
         met = shared * whole ** (b.wait_overlap - 1.0) if shared > 0.0 else 0.0
         escape = costly = inf
-        if other < 1.0 - NO_SM:
-            free = min(own, 1.0 - other)
+        free = own * (1.0 - shared)
+        if free > NO_SM:
             escape = saturation(own, *b.reach) / saturation(free, *b.reach) - 1.0
             costly = saturation(own, b.knee, b.bend) / saturation(free, b.knee, b.bend) - 1.0
         return 1.0 - shared, met, min(other, 1.0 - own), escape, costly
@@ -228,20 +235,11 @@ class Spatial(Sharing):
         place = coordinates(first, second, (own, other, met), self._parts)
         return exp(self._beside.neighbours.log_factor(place))
 
-    def _crowding(self, task: Running, tasks: Sequence[Running], shares: float) -> float:
-        """Return how much longer kernels bound by arithmetic take that meet more than one neighbour."""
-        met = sum(
-            other.use * (1.0 - self._meeting(task.share, other.share, shares)[0])
-            for other in tasks
-            if other is not task
-        )
-        return 1.0 + self._beside.crowding * task.mix * max(0.0, met - 1.0)
-
     def _cost(self, task: Running, heat: float) -> float:
         """Return 1 + P_i + h_i: what a second of kernels takes beside others that only heat."""
         cost = 1.0 + task[1]
         if heat > 0.0:
-            own = task[4]
+            own = task[5]
             power, most = self._beside.power
             cooler = self._speed(own) / self._find_speed(own + heat) - 1.0
             cost += (power + (most - power) * task[3]) * cooler

@@ -110,9 +110,10 @@ def test_more_of_the_device_is_never_slower(
 ) -> None:
     """More bandwidth, more FLOP/s or a larger share of the SMs never lengthens a step.
 
-    What more SMs cost is left out of the last: power, and a second wave of whole-device grids.
+    What more SMs cost is left out of the last: power, the L2 that each then has less of, and a
+    second wave of whole-device grids.
     """
-    free = profile.with_values(sustained=0.0, second_wave=0.0)
+    free = profile.with_values(sustained=0.0, second_wave=0.0, tile_relief=0.0)
     model = llm("meta-llama/Meta-Llama-3-8B")
     batch = data.draw(batches(None))
 

@@ -85,7 +85,7 @@ def test_a_cell_is_smaller_than_what_it_tells(side: tuple[int, int, tuple[float,
     assert known is not None
     law = spatial(H200)
     slow = {
-        profile: spatial(profile)._coupling(*map(law._running, asked), sum(side[2]), sum(side[2]))
+        profile: spatial(profile)._coupling(*map(law._running, asked), sum(side[2]))
         for profile in (H200, LAW)
     }
     kinds = [

@@ -71,7 +71,7 @@ def test_data_sheets_borrow_the_sharing_parameters_of_the_fit() -> None:
     """What a data sheet calls borrowed is the H200's value to three digits, fits of kernels too."""
     fit, sheet = profile_for("h200"), profile_for("l4")
     borrowed = [name for name, p in sheet.parameters.items() if p.source.startswith("borrowed")]
-    assert {"quantum", "wait_compute", "yielded", "power_compute", "kv_knee"} <= set(borrowed)
+    assert {"quantum", "wait_compute", "passed", "power_compute", "kv_knee"} <= set(borrowed)
     for name in borrowed:
         assert sheet.value(name) == pytest.approx(fit.value(name), rel=5e-3)
 
@@ -113,7 +113,7 @@ def test_values_can_be_replaced_within_their_bounds() -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        (changed(version=1), "version 1 is not supported; expected 2"),
+        (changed(version=1), "version 1 is not supported; expected 3"),
         (changed(colour="red"), "colour"),
         (changed(kind="guessed"), "kind"),
         (changed(parameters={}), "parameters.gemm_efficiency is missing"),
@@ -166,7 +166,7 @@ def test_files_that_are_no_profiles(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"p\.json") as refusal:
             load_profile(path)
         assert "\n" not in str(refusal.value)
-    path.write_text(json.dumps(DOCUMENT).replace('"version": 2', '"version": NaN'))
+    path.write_text(json.dumps(DOCUMENT).replace('"version": 3', '"version": NaN'))
     with pytest.raises(ValueError, match="version"):
         load_profile(path)
 

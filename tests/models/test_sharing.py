@@ -21,9 +21,9 @@ from splitwiser.models.work import prompt_pairs
 
 SHARED = st.sampled_from([regime for regime in REGIMES if regime != "exclusive"])
 SPATIAL = st.sampled_from(["mps", "streams", "green_contexts"])
-SHARING = ("quantum", "switch", "slice_hold", "wait_memory", "wait_compute", "wait_exponent")
-SHARING += ("wait_overlap", "yielded", "yield_overlap", "memory_spread", "contention")
-SHARING += ("power_memory", "power_compute", "compute_knee", "compute_bend", "crowding")
+SHARING = ("quantum", "switch", "slice_hold", "wait_memory", "wait_compute", "passed")
+SHARING += ("wait_overlap", "contention", "power_memory", "power_compute", "compute_knee")
+SHARING += ("compute_bend", "crowding")
 VALUES = st.fixed_dictionaries(
     {name: st.floats(PARAMETERS[name].lower, PARAMETERS[name].upper) for name in SHARING}
 )
@@ -162,7 +162,7 @@ def test_small_overlaps_count_as_part_of_the_whole_one(share: float, n: int, pow
 def test_what_a_neighbour_may_not_use_is_a_way_out(share: float, tokens: int) -> None:
     """Beside a limited prefill decode keeps at least what the SMs give that are left to it alone."""
     profile = replace(profile_for("h200"), neighbours=None)
-    profile = profile.with_values(contention=0.0, yielded=0.0, power_memory=0.0, power_compute=0.0)
+    profile = profile.with_values(contention=0.0, power_memory=0.0, power_compute=0.0)
     alone = decode(profile, 1)._replace(compute=0.0)  # bound by memory altogether
     rate = sharing_for("mps", profile).rates([alone, prefill(profile, tokens, share)])[0]
     knee, bend = profile.value("bandwidth_knee"), profile.value("bandwidth_bend")
@@ -301,16 +301,48 @@ def test_one_more_prefill_never_speeds_decode_up(profile: Profile, share: float)
         assert more[1] <= fewer[1] * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
-def test_crowding_costs_arithmetic_from_the_second_neighbour_on(processes: int) -> None:
-    """A crowd slows its prefills by each neighbour after the first, and a pair not at all."""
+@given(st.integers(2, 8), st.floats(0.2, 1.0), st.floats(1e-6, 1e-3))
+def test_equal_tasks_take_strict_turns(n: int, use: float, tau: float) -> None:
+    """Where one kernel runs at a time, n equal tasks have the n-th part of the device each, or what
+    their hosts let them have.
+    """
+    strict = {"wait_memory": 1.0, "wait_compute": 1.0, "contention": 0.0}
+    cool = {"power_memory": 0.0, "power_compute": 0.0}
+    law = sharing_for("mps", profile_for("a10").with_values(**strict, **cool))
+    task = Demand(100 * tau / use, 100 * tau, 0.0, 0.0, 100.0, 1.0)
+    assert law.rates([task] * n) == pytest.approx([min(1.0, 1.0 / (n * use))] * n)
+
+
+@given(st.floats(1.0, 64.0), st.floats(0.1, 10.0), st.integers(1, 4))
+def test_light_kernels_pass_by_their_number(passed: float, longer: float, prefills: int) -> None:
+    """Where one kernel runs at a time, *passed* kernels bound by memory run for each that arithmetic
+    binds, whatever their lengths; those of one kind run equally often.
+    """
+    values = {"wait_memory": 1.0, "wait_compute": 1.0, "contention": 0.0, "passed": passed}
+    cool = {"power_memory": 0.0, "power_compute": 0.0}
+    law = sharing_for("mps", profile_for("a10").with_values(**values, **cool))
+    light = Demand(1e-2, 1e-2, 0.0, 0.0, 100.0, 1.0)
+    heavy = light._replace(seconds=longer, busy=longer, compute=1e-9)
+    rates = law.rates([light, *[heavy] * prefills])
+    often = [100 * rate / task.seconds for rate, task in zip(rates, (light, heavy), strict=False)]
+    assert often[0] / often[1] == pytest.approx(passed)
+    busy = rates[0] + sum(rates[1:])
+    assert busy == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("prefills", [1, 2, 3])
+def test_crowding_is_of_light_steps_among_themselves(prefills: int) -> None:
+    """Beside prefills, a second decode lets decodes come oftener, and one alone no oftener."""
     easy = profile_for("h200").with_values(crowding=0.0)
-    hard = profile_for("h200").with_values(crowding=0.5)
-    tasks = [prefill(easy, 1500), *[decode(easy, 16)] * (processes - 1)]
-    before = sharing_for("mps", easy).rates(tasks)
-    after = sharing_for("mps", hard).rates(tasks)
-    assert (after[0] < before[0] * 0.99) == (processes > 2)
-    assert processes > 2 or after == before
+    hard = profile_for("h200").with_values(crowding=1.0)
+    for decodes in (1, 2, 3):
+        tasks = [*[prefill(easy, 1500)] * prefills, *[decode(easy, 16)] * decodes]
+        before, after = (sharing_for("mps", profile).rates(tasks) for profile in (easy, hard))
+        if decodes == 1:
+            assert after == pytest.approx(before, rel=1e-12)
+        else:
+            assert after[0] < before[0] * 0.99
+            assert after[-1] > before[-1] * 1.01
 
 
 def test_what_a_neighbours_power_costs_is_paid_on_sms_of_ones_own() -> None:

@@ -1,10 +1,8 @@
 """How well the H200 profile predicts rows that it was not fitted to, and what its effects are worth.
 
-The rows are committed: the profile is fitted to `calibration.jsonl`; `heldout-4.jsonl` was drawn at
-random and measured on the same card right after it. `heldout-3.jsonl` was measured hours earlier on
-another card: by it and by cross-validation the form of the model was chosen. What heldout-4 lacks,
-for it was stopped before its end (streams, other models), is judged by heldout-3.
-`calibration-2.jsonl` is an earlier state of the calibration's plan, on a third card.
+The rows are committed: the profile is fitted to `calibration.jsonl`; `heldout-5.jsonl` was drawn at
+random and measured on the same card right after it, `heldout-6.jsonl` half an hour later on another
+card, by another seed. `calibration-2.jsonl` is an earlier state of the calibration's plan, on a third.
 """
 
 from __future__ import annotations
@@ -30,17 +28,17 @@ from splitwiser.validate.calibration.observed_steps import (
     pairs_of,
 )
 from splitwiser.validate.calibration.raw import read_raw
-from splitwiser.validate.calibration.step_plans import SMALL
 from splitwiser.validate.calibration.steps import Predictor, StepRow, rows_of
 
 ALIKE = ", its like"  # beside a step of the same phase
+ELSEWHERE = ", another card"
 Rates = Callable[[StepRow], Sequence[float]]
 
 
 @dataclass(frozen=True, eq=False)
 class H200:
-    """The rows of the H200: *fitted*, *judged*, the *earlier* ones, and on another card those
-    fitted *again*; and the profile.
+    """The rows of the H200: *fitted*, *judged*, those judged *elsewhere*, on another card, and on
+    yet another those fitted *again*; and the profile.
 
     No row that is judged beside others has a prompt length that any fitted row has.
     """
@@ -49,7 +47,7 @@ class H200:
     profile: Profile
     fitted: tuple[StepRow, ...]
     judged: tuple[StepRow, ...]
-    earlier: tuple[StepRow, ...]
+    elsewhere: tuple[StepRow, ...]
     again: tuple[StepRow, ...]
 
     @classmethod
@@ -66,21 +64,14 @@ class H200:
         def unseen(name: str) -> tuple[StepRow, ...]:
             return tuple(row for row in rows(name) if row.alone or not _lengths(row) & lengths)
 
-        judged, earlier = unseen("heldout-4.jsonl"), unseen("heldout-3.jsonl")
-        there = set(map(_kind, judged))
         return cls(
             sheet,
             profile_for("h200"),
             tuple(row for row in fitted if not row.alone),
-            judged + tuple(row for row in earlier if _kind(row) not in there),
-            earlier,
+            unseen("heldout-5.jsonl"),
+            unseen("heldout-6.jsonl"),
             tuple(row for row in rows("calibration-2.jsonl") if not row.alone),
         )
-
-
-def _kind(row: StepRow) -> tuple[str, str]:
-    """The regime of a row, and its model that is not small: what a stage of the measurements has."""
-    return row.sharing, max((load.llm for load in row.loads), key=lambda llm: llm != SMALL)
 
 
 def _lengths(row: StepRow) -> set[int]:
@@ -92,7 +83,7 @@ def alone(h200: H200) -> list[Score]:
     model = Predictor(h200.sheet, h200.profile)
     told: list[tuple[str, float]] = []
     modelled: list[tuple[str, float]] = []
-    for rows, when in ((h200.judged, ""), (h200.earlier, ", earlier")):
+    for rows, when in ((h200.judged, ""), (h200.elsewhere, ELSEWHERE)):
         for row in rows:
             if not row.alone:
                 continue
@@ -104,22 +95,19 @@ def alone(h200: H200) -> list[Score]:
             if bound:
                 error = row.rates[0] / model.rates(row)[0] - 1.0
                 modelled.append((f"launches bound, and modelled{when}", error))
-    by_group = scores(sorted(told, key=lambda item: ("earlier" in item[0], "bound" in item[0])))
+    by_group = scores(sorted(told, key=lambda item: (ELSEWHERE in item[0], "bound" in item[0])))
     whole = [error for group, error in told if group in ("prefill", "decode")]
     return [score("all, bound by the GPU", whole), *by_group, *scores(modelled)]
 
 
 def corun(h200: H200) -> list[Score]:
-    """Errors beside others: by regime and phase, then noise, baselines and the earlier rows."""
+    """Errors beside others: by regime and phase, then noise, baselines and another card's rows."""
     model = Predictor(h200.sheet, h200.profile)
     together = [row for row in h200.judged if not row.alone]
     first = [row for row in together if row.repeat == 0]
     named = _named(first, _told(model))
     found = [
-        score("all", [error for _, error in named]),
-        score("pairs", [e for group, e in named if " x" not in group and ALIKE not in group]),
-        score("two of one phase", [error for group, error in named if ALIKE in group]),
-        score("three and four", [error for group, error in named if " x" in group]),
+        *_summed(named),
         *scores(sorted(named)),
         *_noise(together),
         _all("without what pairs say beyond the law", first, _told(_lawful(h200))),
@@ -129,15 +117,22 @@ def corun(h200: H200) -> list[Score]:
         rates = make(h200.fitted, h200.sheet, h200.profile)
         found.append(_all(f"baseline: {name}", first, rates))
     found.append(_two_cards(h200))
-    other = [row for row in h200.earlier if not row.alone and row.repeat == 0]
-    found.append(_all("earlier rows", other, _told(model)))
+    other = [row for row in h200.elsewhere if not row.alone and row.repeat == 0]
+    found += _summed(_named(other, _told(model)), ELSEWHERE)
     own = Predictor(h200.sheet, _of_its_phases(h200))
-    named = _named(other, _told(own))
-    found.append(score("earlier rows, by their power limit: all", [error for _, error in named]))
-    found += scores(
-        [(f"earlier rows, by their power limit: {group}", error) for group, error in sorted(named)]
-    )
-    return found
+    return found + _summed(_named(other, _told(own)), f"{ELSEWHERE}, by its power limit")
+
+
+def _summed(named: Sequence[tuple[str, float]], where: str = "") -> list[Score]:
+    """The errors of all, of pairs of a prefill and a decode, of other pairs, and of more."""
+    return [
+        score(f"all{where}", [error for _, error in named]),
+        score(
+            f"pairs{where}", [e for group, e in named if " x" not in group and ALIKE not in group]
+        ),
+        score(f"two of one phase{where}", [error for group, error in named if ALIKE in group]),
+        score(f"three and four{where}", [error for group, error in named if " x" in group]),
+    ]
 
 
 def _told(model: Predictor) -> Rates:
@@ -154,8 +149,8 @@ def _all(group: str, rows: Sequence[StepRow], rates: Rates) -> Score:
 
 
 def _of_its_phases(h200: H200) -> Profile:
-    """The profile with the power limit of the earlier rows, from their phases alone."""
-    rows = [row for row in h200.earlier if row.alone]
+    """The profile with the power limit of the other card, from its phases alone."""
+    rows = [row for row in h200.elsewhere if row.alone]
     start = {"sustained": STAGES[0].start["sustained"]}
     return fit(h200.profile, start, observe(rows, h200.sheet), noise=STAGES[0].noise).profile
 
@@ -223,14 +218,11 @@ def _two_cards(h200: H200) -> Score:
 # What stands for the law without an effect, and the parameters that go with it.
 EFFECTS: Mapping[str, Mapping[str, float]] = {
     "the whole law": {},
-    "a kernel waits as long whatever runs (exponent 0)": {"wait_exponent": 0.0},
-    "waits grow with the neighbour's kernel (exponent 1)": {"wait_exponent": 1.0},
-    "nothing is yielded": {"yielded": 0.0},
+    "one kernel of each by turns, of both kinds": {"passed": 1.0},
     "no contention on other SMs": {"contention": 0.0},
     "no power shared": {"power_memory": 0.0, "power_compute": 0.0},
-    "further neighbours cost no more than the first": {"crowding": 0.0},
+    "light steps come no oftener the more they are": {"crowding": 0.0},
     "waits in proportion to the overlap": {"wait_overlap": 1.0},
-    "memory-bound steps want all their SMs": {"memory_spread": 1.0},
 }
 
 

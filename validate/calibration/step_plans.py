@@ -25,6 +25,8 @@ SHARE_DECODES = (
     *((64, 2048), (128, 2600), (176, 700), (160, 1900)),
 )
 
+CROWDS = ((1, 2), (2, 2), (2, 1))  # prefills and decodes of a crowd
+
 Sizes = tuple[int, int, int]
 """Tokens of a prompt; sequences and mean context of a decode step."""
 
@@ -88,13 +90,14 @@ def alike(
 def crowds(
     llm: str, lanes: tuple[Sequence[int], Sequence[int]], sizes: Iterator[Sizes], count: int
 ) -> Iterator[Point]:
-    """Points of three and four lanes: two decodes beside one and two prefills, by turns.
+    """Points of three and four lanes by turns: `CROWDS` of two prefills and two decodes.
 
     In every fourth the decodes are of a small model and wait for their host.
     """
     prefills, decodes = lanes
     for number in range(count):
-        places = (*prefills[: 1 + number % 2], *decodes[:2])
+        more, most = CROWDS[number % len(CROWDS)]
+        places = (*prefills[:more], *decodes[:most])
         loads: list[tuple[int, Load]] = []
         for place, (tokens, batch, context) in zip(places, sizes, strict=False):
             load = decode(llm, batch, context)
@@ -153,8 +156,8 @@ def _equals(large: str, prefills: Sequence[int], decodes: Sequence[int]) -> Iter
     yield Point(((d, batch), (p, prefill(SMALL, 512, 20))))
 
 
-PREFILL_SHARES = (None, 92.0, 76.0, 56.0, 48.0, 35.0, 24.0)
-DECODE_SHARES = (None, 92.0, 72.0, 50.0, 42.0, 27.0, 12.0)
+PREFILL_SHARES = (None, 90.0, 77.0, 64.0, 51.0, 38.0, 24.0)
+DECODE_SHARES = (None, 90.0, 74.0, 58.0, 42.0, 27.0, 12.0)
 
 
 def _mps(large: str) -> Stage:
@@ -180,10 +183,11 @@ def _mps(large: str) -> Stage:
             points += pairs(large, both, limited, 3)
     points += _equals(large, (p, others[0]), (d, *others[1:]))
     points += alike(large, (p, others[0]), (d, others[1]), twofold, 12)
-    points += alike(large, (first[3], first[5]), (second[3], second[5]), twofold, 8)
-    points += crowds(large, ((p, others[0]), (d, others[1])), crowded, 14)
-    points += crowds(large, (first[2:4], second[2:4]), crowded, 8)  # 76, 56 and 72, 50 %
-    points += crowds(large, (first[4::2], second[4:6]), crowded, 8)  # 48, 24 and 42, 27 %
+    for one, two in ((2, 4), (3, 5), (4, 5)):  # 77 and 51, 64 and 38, 51 and 38 % for prefills
+        points += alike(large, (first[one], first[two]), (second[one], second[two]), twofold, 4)
+    points += crowds(large, ((p, others[0]), (d, others[1])), crowded, 15)
+    points += crowds(large, (first[2:4], second[2:4]), crowded, 9)  # 77, 64 and 74, 58 %
+    points += crowds(large, (first[4::2], second[4:6]), crowded, 9)  # 51, 24 and 42, 27 %
     points += _limited_equals(large, second[2], second[3], second[5], first[2])
     return Stage("mps", lanes, tuple(points))
 

@@ -66,14 +66,15 @@ def test_what_judges_was_never_seen(h200: H200) -> None:
     """No row that is judged beside others has a prompt length of the calibration, alone or not."""
     fitted = read_steps(ROOT / "benchmarks" / "h200" / "calibration.jsonl", 132)
     seen = {load.tokens for row in fitted for load in row.loads if load.prompts}
-    for row in (*h200.judged, *h200.earlier):
+    for row in (*h200.judged, *h200.elsewhere):
         assert row.alone or not seen & {load.tokens for load in row.loads if load.prompts}
 
 
 def test_no_row_judges_twice(h200: H200) -> None:
-    """What one file of judged rows has is not taken from another once more."""
-    titles = [(row.sharing, row.title, row.loads, row.repeat) for row in h200.judged]
-    assert len(set(titles)) == len(titles)
+    """Of a card no row is there twice."""
+    for rows in (h200.judged, h200.elsewhere):
+        titles = [(row.sharing, row.title, row.loads, row.repeat) for row in rows]
+        assert len(set(titles)) == len(titles)
 
 
 def test_knowing_more_predicts_better(h200: H200, beside: dict[str, Score]) -> None:

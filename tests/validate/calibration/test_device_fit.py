@@ -63,14 +63,14 @@ ROWS = [
 
 def test_rows_of_a_known_law_give_it_back() -> None:
     """Pairs made by a known law, with 1 % of noise, give its parameters within 4 standard errors."""
-    truth = TRUTH.with_values(wait_memory=0.8, contention=0.4, wait_exponent=0.5)
+    truth = TRUTH.with_values(wait_memory=0.8, contention=0.4, passed=5.0)
     noise = np.random.default_rng(0).lognormal(0.0, 0.01, (len(ROWS), 2))
     made = [measured(row, truth) for row in ROWS]
     rows = [
         replace(row, rates=tuple(rate * e for rate, e in zip(row.rates, errors, strict=True)))
         for row, errors in zip(made, noise, strict=True)
     ]
-    start = {"wait_memory": 0.5, "contention": 0.2, "wait_exponent": 0.7}
+    start = {"wait_memory": 0.5, "contention": 0.2, "passed": 8.0}
     found = fit(truth, start, beside(rows, SHEET, truth), noise=NOISE_BESIDE)
     for parameter in found.parameters:
         assert parameter.stderr is not None
@@ -79,7 +79,7 @@ def test_rows_of_a_known_law_give_it_back() -> None:
 
 def test_demands_worked_out_once_predict_the_same() -> None:
     """For profiles that differ in the law of sharing only, `beside` predicts what `observe` does."""
-    other = TRUTH.with_values(wait_memory=1.0, yielded=0.1, power_compute=0.3, crowding=1.0)
+    other = TRUTH.with_values(wait_memory=1.0, passed=4.0, power_compute=0.3, crowding=1.0)
     rows = [measured(row, TRUTH) for row in ROWS]
     assert beside(rows, SHEET, TRUTH).predict(other) == pytest.approx(
         observe(rows, SHEET).predict(other), rel=1e-12
