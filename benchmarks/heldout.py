@@ -27,6 +27,7 @@ from splitwiser.validate.calibration.room import fitting
 from splitwiser.validate.calibration.step_plans import (
     CROWDS,
     DECODE_SHARES,
+    GREEN,
     PREFILL_SHARES,
     SMALL,
     alike,
@@ -34,13 +35,12 @@ from splitwiser.validate.calibration.step_plans import (
     decode,
     prefill,
 )
-from splitwiser.validate.calibration.step_plans import GREEN as CALIBRATED_GREEN
 from splitwiser.validate.runtime.device import device_named, provenance
 
 UNSEEN = ("facebook/opt-1.3b", "meta-llama/Llama-3.2-3B", "Qwen/Qwen2.5-7B")
 MOST_KV = {"facebook/opt-1.3b": 110_000}  # tokens, where a token takes much
 APART, GREEN_APART = 2, 4  # per cent from every share of the calibration: of 132 SMs, others
-LIMITS, GREEN = 6, 5  # how many are drawn for each phase, and of green contexts
+LIMITS, GROUPS = 6, 5  # how many are drawn for each phase, and of green contexts
 REPEATED, REPEATS = 3, 3
 
 
@@ -188,13 +188,13 @@ def _together(generator: np.random.Generator, sharing: str) -> Stage:
         some = [_pair(generator, 0, 1) for _ in range(40)]
         lanes: tuple[Lane, ...] = (Lane("prefill"), Lane("decode"))
         return Stage(sharing, lanes, (*some, *_repeated(some)))
-    shares = _limits(generator, CALIBRATED_GREEN, GREEN_APART, GREEN)
+    shares = _limits(generator, GREEN, GREEN_APART, GROUPS)
     lanes = tuple(
         lane
         for group, share in enumerate(shares)
         for lane in (Lane("prefill", 100 - share, group), Lane("decode", share, group))
     )
-    groups = generator.integers(0, GREEN, 40)
+    groups = generator.integers(0, GROUPS, 40)
     some = [_pair(generator, 2 * int(group), 2 * int(group) + 1) for group in groups]
     return Stage(sharing, lanes, (*some, *_repeated(some)))
 

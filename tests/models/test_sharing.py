@@ -330,6 +330,23 @@ def test_light_kernels_pass_by_their_number(passed: float, longer: float, prefil
     assert busy == pytest.approx(1.0)
 
 
+def test_limits_that_overlap_only_together_make_kernels_wait() -> None:
+    """Of four tasks any two fit side by side and all do not: the waits of all cost them time, most
+    where SMs are fewest, and cost two of them none.
+    """
+    free = {"contention": 0.0, "power_memory": 0.0, "power_compute": 0.0}
+    profile = replace(profile_for("h200").with_values(**free), neighbours=None)
+    never, always = (
+        sharing_for("mps", profile.with_values(wait_memory=wait)) for wait in (0.0, 2.0)
+    )
+    tasks = [Demand(1e-2, 1e-2, 0.0, 0.0, 100.0, share) for share in (0.5, 0.41, 0.26, 0.23)]
+    assert never.rates(tasks) == pytest.approx([1.0] * 4)
+    rates = always.rates(tasks)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.95
+    assert always.rates(tasks[:2]) == pytest.approx([1.0] * 2)
+
+
 @pytest.mark.parametrize("prefills", [1, 2, 3])
 def test_crowding_is_of_light_steps_among_themselves(prefills: int) -> None:
     """Beside prefills, a second decode lets decodes come oftener, and one alone no oftener."""

@@ -60,10 +60,14 @@ def test_the_h200_was_measured_by_its_plan() -> None:
 
 @pytest.mark.parametrize("seed", [5, 6])
 def test_the_h200_is_judged_by_a_plan_drawn_at_random(seed: int) -> None:
-    """The committed rows that judge are all of one seed, none chosen by hand and none added."""
+    """The committed rows that judge are all of one seed, none chosen by hand and none added; the
+    first of the card that was calibrated, the others of another.
+    """
     raw = Path(__file__).resolve().parents[3] / "benchmarks" / "h200" / f"heldout-{seed}.jsonl"
     conditions, records = read_raw(raw)
     assert list(records) == keys(heldout().plan(seed, float(conditions["memory_bytes"])))
+    fitted, _ = read_raw(raw.with_name("calibration.jsonl"))
+    assert (conditions["uuid"] == fitted["uuid"]) == (seed == 5)  # 6: another card
 
 
 @pytest.mark.parametrize("sheet", [g for g in gpus() if g.name != "cpu"], ids=lambda g: g.name)
