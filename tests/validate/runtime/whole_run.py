@@ -56,10 +56,13 @@ class Run:
         """The process ids of the run's children by what they are; hosts are numbered from 0."""
         found: list[tuple[int, int, bytes]] = []
         for pid in self._marked():
-            stat = Path(f"/proc/{pid}/stat").read_text()
+            try:
+                stat = Path(f"/proc/{pid}/stat").read_text()
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:  # it has ended meanwhile, as the guardian's own children soon do
+                continue
             fields = stat[stat.rindex(")") + 2 :].split()
             if int(fields[1]) == self.main.pid:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
                 found.append((int(fields[19]), pid, command))
         named: dict[str, int] = {}
         spawned = 0
