@@ -53,10 +53,11 @@ def part_corun() -> tuple[list[Score], list[str]]:
         "Pairs are of a prefill and a decode. Every row tells what its launches took the host, and the",
         "prediction is told. Noise: one of three repetitions against the mean of the other two. Baselines",
         "are told the same, and fitted to the same rows as the profile, where they have parameters.",
-        "`measured ... again`: without lanes bound by launches. How crowds add up was mended after a look",
-        "at this table, and decided by other rows. Another card: it was never calibrated, and nothing was",
-        "chosen by its rows; `by its power limit`: one parameter, `sustained`, is fitted to its phases",
-        "alone.",
+        "`measured ... again`: without lanes bound by launches. Another card: it was never calibrated.",
+        "That long prompts meet a limit of power, alone and in turns, and that further tasks take a part",
+        "of the SMs on which two do not meet, was seen here and in the calibration, on both cards, and",
+        "decided by the calibration's rows and an earlier one's. `by its power limit`: one parameter,",
+        "`sustained`, is fitted to its phases alone.",
     ]
 
 
@@ -191,7 +192,7 @@ def main() -> int:
             console,
             "ablation",
             scores,
-            ["Pairs, triples and quadruples of MPS, streams, green contexts."],
+            ["Pairs, triples and quadruples of MPS, streams, green contexts; then those in turns."],
         )
         found["ablation"] = {s.group: s._asdict() for s in scores}
     if options.write:

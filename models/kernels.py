@@ -114,9 +114,9 @@ class KernelModel:
         self.stream_rate = reach * value("memory_efficiency")
         reach = self.bandwidth * saturation(sm_share, value("kv_knee"), bend)
         self.kv_rate = reach * value("kv_efficiency")
-        # Kernels are timed one by one, in bursts; steps that follow each other meet the power limit,
-        # and less so on a part of the SMs.
-        self.sustained = value("sustained") * sm_share / self.peak
+        # Kernels are timed one by one, in bursts; in steps that follow each other GEMMs that the
+        # library runs faster than this meet the power limit, however many SMs they run on.
+        self.sustained_rate = value("sustained") * self.peak
         # A tile's operands come from the L2, in equal parts to all SMs; where few run, each has more.
         relief = 1.0 + value("tile_relief") * (1.0 - sm_share)
         self.sm_traffic = self.bandwidth * value("tile_traffic") * relief / gpu.sms
@@ -147,14 +147,14 @@ class KernelModel:
         """Return the seconds of GEMMs of *m* rows: (m x k) times (k x n), weights from DRAM."""
         m, n, k = (np.asarray(size, dtype=float) for size in (m, n, k))
         seconds = self._tiled(m, n, k, 1.0)
-        longer = self.sustained * 2.0 * m * n * k
+        sustained = 2.0 * m * n * k / self.sustained_rate
         factors = self._gemm_factors(m, n, k)
         if factors is None:
-            return np.asarray(seconds + longer)
+            return np.asarray(np.maximum(seconds, sustained))
         activations = m * (n + k) * self.size
         moved = n * k * self.size + np.maximum(0.0, activations - self.gpu.l2)
         least = np.maximum(2.0 * m * n * k / self.share_peak, moved / self.bandwidth)
-        return np.asarray(np.maximum(seconds * factors + longer, least))
+        return np.asarray(np.maximum(seconds * factors, np.maximum(sustained, least)))
 
     def _gemm_factors(
         self, m: NDArray[np.float64], n: NDArray[np.float64], k: NDArray[np.float64]

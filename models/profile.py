@@ -18,7 +18,7 @@ from splitwiser.models.neighbours import Neighbours
 if TYPE_CHECKING:
     from splitwiser.models.profile_file import ParameterEntry
 
-VERSION = 3
+VERSION = 4
 BUILT_IN = Path(__file__).parent / "profiles"
 
 
@@ -49,7 +49,7 @@ PARAMETERS: Mapping[str, Meaning] = {
     "attention_start": Meaning("time of an attention kernel without work", "s", 0.0, 1e-3),
     "decode_block": Meaning("decode attention of one sequence and KV head", "s", 0.0, 1e-3),
     "mixed_decode": Meaning("factor on decode attention in steps with prompts", "1", 0.5, 16.0),
-    "sustained": Meaning("arithmetic that power adds where GEMMs go on, at peak", "1", 0.0, 2.0),
+    "sustained": Meaning("part of the peak that power lets GEMMs keep up", "1", 0.05, 1.0),
     "sampling_start": Meaning("time of the sampling kernels without work", "s", 0.0, 1e-2),
     "sampling_passes": Meaning("passes of sampling over float32 logits", "1", 0.0, 64.0),
     "kernel_gap": Meaning("device time between two kernels", "s", 0.0, 1e-3),
@@ -66,12 +66,12 @@ PARAMETERS: Mapping[str, Meaning] = {
     "quantum": Meaning("length of a time slice", "s", 1e-6, 1.0),
     "switch": Meaning("time to switch between contexts", "s", 0.0, 1e-1),
     "slice_hold": Meaning("share of launch gaps through which a turn is held", "1", 0.0, 1.0),
+    "clock_relief": Meaning("speed that power left by others gives back, in turns", "1", 0.0, 1.0),
     "wait_memory": Meaning(
         "wait for a memory-bound step's kernels; 1: strict turns", "1", 0.0, 16.0
     ),
     "wait_compute": Meaning("the same for those of a step bound by arithmetic", "1", 0.0, 16.0),
     "passed": Meaning("memory-bound kernels that pass for each of arithmetic", "1", 0.1, 64.0),
-    "wait_overlap": Meaning("how waits fall with the part of the SMs shared", "1", 0.0, 16.0),
     "crowding": Meaning(
         "how much oftener memory-bound steps come, per further one", "1", 0.0, 16.0
     ),

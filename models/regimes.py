@@ -48,16 +48,39 @@ class TimeSlice(Sharing):
     Processes alternate, so that time is dealt by their mean turns, by water-filling: who needs less
     than its part yields the rest. *hold* is the part of its launch gaps through which a process
     keeps its turn.
+
+    The power limit acts on many turns together. A step whose arithmetic is a part r of what power
+    *sustains* (of the peak) lowers the clock for itself, alone; beside steps that draw less, by the
+    sum of x*r over all (x: the part of the time that each holds the device), the clock rises, and
+    with it the step's speed by the factor 1 + *relief* * r * (r - that sum), at most to that of the
+    step alone.
     """
 
     regime = "time_slice"
 
-    def __init__(self, quantum: float, switch: float, hold: float) -> None:
+    def __init__(
+        self, quantum: float, switch: float, hold: float, relief: float, sustained: float
+    ) -> None:
         self.quantum = quantum
         self.switch = switch
         self.hold = hold
+        self.relief = relief
+        self.sustained = sustained
 
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
+        rates = self._dealt(demands)
+        hot = [min(1.0, each.compute / (self.sustained * each.busy)) for each in demands]
+        power = sum(
+            rate * each.busy / each.seconds * own
+            for rate, each, own in zip(rates, demands, hot, strict=True)
+        )
+        return [
+            min(1.0, rate * (1.0 + self.relief * own * max(0.0, own - power)))
+            for rate, own in zip(rates, hot, strict=True)
+        ]
+
+    def _dealt(self, demands: Sequence[Demand]) -> list[float]:
+        """Return the rates at the clock that each step has alone."""
         wanted, turns = [], []
         for seconds, busy, _, _, _, _, overhead, _, _, _ in demands:
             held = busy + self.hold * max(0.0, seconds - overhead - busy)

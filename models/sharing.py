@@ -22,14 +22,19 @@ def sharing_for(regime: str, profile: Profile) -> Sharing:
     if regime == "exclusive":
         return Exclusive()
     if regime == "time_slice":
-        return TimeSlice(value("quantum"), value("switch"), value("slice_hold"))
+        return TimeSlice(
+            value("quantum"),
+            value("switch"),
+            value("slice_hold"),
+            value("clock_relief"),
+            value("sustained"),
+        )
     if regime in ("mps", "streams", "green_contexts"):
         return Spatial(
             regime,
             Beside(
                 (value("wait_memory"), value("wait_compute")),
                 value("passed"),
-                value("wait_overlap"),
                 value("contention"),
                 (value("power_memory"), value("power_compute")),
                 value("compute_knee"),

@@ -3,14 +3,13 @@
 With x_j the part of the time in which j's kernels run (its seconds alone on its SMs, per second),
 
     1/x_i = h_i + 1 + P_i + S_ij * x_j,   1 + S_ij = (1 + C_i*(1 - o_ij) + w_ij) * G_ij
-    1/w_ij^2 = 1/(W_j*(1 + q_ij)*o_ij*O_i^(v-1))^2 + 1/f_ij^2
+    1/w_ij^2 = 1/(W_j*(1 + q_ij)*o_ij)^2 + 1/f_ij^2
     q_ij = tau_j/tau_i * N^(a_i - a_j)
 
 and no more than its launches from the host allow. h_i is the overhead after i's step over the time
 of its kernels, P_i what its clock loses to the power of the others, C_i their contention on other
 SMs, w_ij the wait of its kernels for those of j on shared SMs (tau: mean time of a kernel, a: how
-far arithmetic binds it, o_ij: part of j's kernels that meet i's, O_i: that of anybody's), f_ij what
-i loses by running on those SMs only where it does not meet j, and G_ij what measured pairs like
+far arithmetic binds it, o_ij: part of j's kernels that meet i's), f_ij what i loses by running on those SMs only where it does not meet j, and G_ij what measured pairs like
 these say beyond the law (`models/neighbours.py`).
 
 Kernels on the same SMs take turns. With W = 1 tasks of one kind run one kernel each by turns and
@@ -23,10 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from math import exp, hypot, inf, log
+from math import exp, hypot, inf, log, prod
 from typing import NamedTuple
 
-from splitwiser.models.balance import balanced, crowd
+from splitwiser.models.balance import Matrix, balanced, crowd
 from splitwiser.models.cost import Demand
 from splitwiser.models.kernels import saturation
 from splitwiser.models.neighbours import Kind, Neighbours, coordinates
@@ -42,7 +41,6 @@ class Beside(NamedTuple):
 
     wait: tuple[float, float]
     passed: float
-    wait_overlap: float
     contention: float
     power: tuple[float, float]
     knee: float
@@ -127,19 +125,19 @@ class Spatial(Sharing):
     def _crowded(self, tasks: Sequence[Running], shares: float) -> list[float]:
         """Return the rates of three tasks and more."""
         places = range(len(tasks))
-        slower, most, heat, meet, light = ([[0.0] * len(tasks) for _ in places] for _ in range(5))
+        most, heat, meet, light = ([[0.0] * len(tasks) for _ in places] for _ in range(4))
         for i in places:
             for j in places[:i]:
                 one, two = tasks[i], tasks[j]
                 side, other = self._sides(one, two, shares)
-                _, slower[i][j], heat[i][j] = side
-                _, slower[j][i], heat[j][i] = other
+                heat[i][j], heat[j][i] = side[2], other[2]
                 most[j][i], most[i][j] = balanced((1.0, *side[:2]), (1.0, *other[:2]))
                 meet[i][j] = overlap(one.share, two.share, shares)
                 meet[j][i] = overlap(two.share, one.share, shares)
                 both = self._beside.crowding * one.light * two.light
                 light[i][j] = both * meet[i][j] * two.use
                 light[j][i] = both * meet[j][i] * one.use
+        slower = self._slowed(tasks, shares, most, meet)
         # The more light tasks there are beside one, the oftener all of these come before others.
         often = [1.0 + sum(row) for row in light]
         for i in places:
@@ -149,6 +147,27 @@ class Spatial(Sharing):
         cost = [self._cost(task, sum(row)) for task, row in zip(tasks, heat, strict=True)]
         running = crowd(use, cost, slower, most, meet)
         return [min(x / each, 1.0) for x, each in zip(running, use, strict=True)]
+
+    def _slowed(
+        self, tasks: Sequence[Running], shares: float, most: Matrix, meet: Matrix
+    ) -> list[list[float]]:
+        """Return what slows each task per x of each other.
+
+        Of the SMs on which it does not meet that one, further tasks that it meets take their part.
+        """
+        slower = []
+        for i, one in enumerate(tasks):
+            taken = [
+                part * min(x, task.use)
+                for part, x, task in zip(meet[i], most[i], tasks, strict=True)
+            ]
+            row = [0.0] * len(tasks)
+            for j, two in enumerate(tasks):
+                if j != i:
+                    left = prod(1.0 - part for k, part in enumerate(taken) if k != j)
+                    row[j], _ = self._coupling(one, two, shares, left)
+            slower.append(row)
+        return slower
 
     def implied(self, demands: Sequence[Demand], rates: Sequence[float]) -> list[Implied]:
         """Return what two tasks' measured *rates* say of how each is slowed by the other.
@@ -184,8 +203,13 @@ class Spatial(Sharing):
         light = max(0.0, 1.0 - mix / COMPUTE_BOUND)
         return Running(busy / seconds, overhead / busy, tau, mix, light, share, cell)
 
-    def _coupling(self, one: Running, two: Running, shares: float) -> tuple[float, float]:
-        """Return what slows *one* per x of *two*, and the SMs that *two* heats."""
+    def _coupling(
+        self, one: Running, two: Running, shares: float, left: float = 1.0
+    ) -> tuple[float, float]:
+        """Return what slows *one* per x of *two*, and the SMs that *two* heats.
+
+        *left* is the part that others leave of the SMs on which the two do not meet.
+        """
         _, _, tau, mix, _, own, _ = one
         use, _, other_tau, other_mix, _, other, _ = two
         b = self._beside
@@ -195,6 +219,8 @@ class Spatial(Sharing):
             wait, most = b.wait
             turns = 1.0 + other_tau / tau * b.passed ** (mix - other_mix)
             waits = (wait + (most - wait) * other_mix) * met * turns
+            if left < 1.0:
+                escape, costly = self._escape(own, own * apart * left)
             if waits > 0.0 and escape < inf:
                 elsewhere = escape + (costly - escape) * mix
                 waits *= elsewhere / hypot(waits, elsewhere)
@@ -209,22 +235,25 @@ class Spatial(Sharing):
     ) -> tuple[float, float, float, float, float]:
         """Return what depends on shares alone.
 
-        The part of a neighbour's kernels on other SMs, the weight of the wait for those on the
-        same, the SMs that a task may not use and its neighbour may; and how much longer, as a part,
-        a task bound by memory takes on those SMs only where it does not meet its neighbour, and one
-        bound by arithmetic.
+        The part of a neighbour's kernels on other SMs, and on the same, the SMs that a task may not
+        use and its neighbour may; and what `_escape` says of those where they do not meet.
         """
-        b = self._beside
         shared = overlap(own, other, shares)
-        # Of many small overlaps each counts as part of the whole one.
-        whole = min(max(shared, shares - 1.0), 1.0)
-        met = shared * whole ** (b.wait_overlap - 1.0) if shared > 0.0 else 0.0
-        escape = costly = inf
-        free = own * (1.0 - shared)
-        if free > NO_SM:
-            escape = saturation(own, *b.reach) / saturation(free, *b.reach) - 1.0
-            costly = saturation(own, b.knee, b.bend) / saturation(free, b.knee, b.bend) - 1.0
-        return 1.0 - shared, met, min(other, 1.0 - own), escape, costly
+        apart = 1.0 - shared
+        return apart, shared, min(other, 1.0 - own), *self._escape(own, own * apart)
+
+    def _escape(self, own: float, free: float) -> tuple[float, float]:
+        """Return how much longer, as a part, a task takes on its SMs that are *free*.
+
+        First one bound by memory, then one bound by arithmetic.
+        """
+        if free <= NO_SM:
+            return inf, inf
+        b = self._beside
+        return (
+            saturation(own, *b.reach) / saturation(free, *b.reach) - 1.0,
+            saturation(own, b.knee, b.bend) / saturation(free, b.knee, b.bend) - 1.0,
+        )
 
     def _find_known(self, one: Cell, two: Cell, own: float, other: float, met: float) -> float:
         """Return the factor that measured pairs give, in the middle of cells."""

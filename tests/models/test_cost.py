@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from splitwiser.models.catalogue import catalogue, llm
 from splitwiser.models.cost import CostModel, StepCost
 from splitwiser.models.gpu import Gpu, gpu, gpus
+from splitwiser.models.kernels import KernelModel
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import PARAMETERS, Profile, built_in_profiles, profile_for
 from splitwiser.models.work import Batch, coefficients, prompt_pairs, work
@@ -89,6 +90,27 @@ def test_a_share_has_no_more_than_its_share_of_the_peak(share: float) -> None:
     assert step.gpu >= step.flops / (gpu("h200").peak("float16") * share)
 
 
+@given(FORMULAS, SHARES, st.floats(0.05, 1.0), st.integers(1, 8192))
+@settings(max_examples=50, deadline=None)
+def test_gemms_keep_up_no_more_than_power_sustains(
+    profile: Profile, share: float, sustained: float, rows: int
+) -> None:
+    """However many SMs they run on, GEMMs of steps take at least their FLOP at the sustained part
+    of the peak, and exactly as long as without that limit where that is longer.
+    """
+    device = gpu("h200")
+    limited, free = (
+        float(
+            KernelModel(
+                device, profile.with_values(sustained=part), "bfloat16", sm_share=share
+            ).gemm(rows, 4096, 4096)
+        )
+        for part in (sustained, 1.0)
+    )
+    least = 2.0 * rows * 4096 * 4096 / (sustained * device.peak("bfloat16"))
+    assert limited == pytest.approx(max(free, least), rel=1e-12)
+
+
 @given(st.data(), st.sampled_from(catalogue()))
 @settings(max_examples=50, deadline=None)
 def test_a_step_counts_what_work_counts(data: st.DataObject, model: Llm) -> None:
@@ -110,10 +132,10 @@ def test_more_of_the_device_is_never_slower(
 ) -> None:
     """More bandwidth, more FLOP/s or a larger share of the SMs never lengthens a step.
 
-    What more SMs cost is left out of the last: power, the L2 that each then has less of, and a
-    second wave of whole-device grids.
+    What more SMs cost is left out of the last: the L2 that each then has less of, and a second wave
+    of whole-device grids.
     """
-    free = profile.with_values(sustained=0.0, second_wave=0.0, tile_relief=0.0)
+    free = profile.with_values(second_wave=0.0, tile_relief=0.0)
     model = llm("meta-llama/Meta-Llama-3-8B")
     batch = data.draw(batches(None))
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitwiser.models.catalogue import llm
@@ -22,7 +22,7 @@ from splitwiser.models.work import prompt_pairs
 SHARED = st.sampled_from([regime for regime in REGIMES if regime != "exclusive"])
 SPATIAL = st.sampled_from(["mps", "streams", "green_contexts"])
 SHARING = ("quantum", "switch", "slice_hold", "wait_memory", "wait_compute", "passed")
-SHARING += ("wait_overlap", "contention", "power_memory", "power_compute", "compute_knee")
+SHARING += ("clock_relief", "contention", "power_memory", "power_compute", "compute_knee")
 SHARING += ("compute_bend", "crowding")
 VALUES = st.fixed_dictionaries(
     {name: st.floats(PARAMETERS[name].lower, PARAMETERS[name].upper) for name in SHARING}
@@ -144,17 +144,38 @@ def test_however_short_turns_are_time_is_left() -> None:
         assert max(rates[:2]) < 0.5
 
 
-@given(st.floats(0.2, 0.6), st.integers(2, 4), st.floats(1.0, 4.0))
-def test_small_overlaps_count_as_part_of_the_whole_one(share: float, n: int, power: float) -> None:
-    """Waits behind all neighbours together fall with the SMs that any of them shares."""
-    assume((n + 1) * share > 1.01)
-    law = sharing_for("mps", profile_for("h200").with_values(wait_overlap=power))
+@given(FITTED, st.floats(0.0, 0.9), st.floats(0.05, 0.1))
+def test_the_fewer_sms_others_leave_the_longer_a_step_waits(
+    profile: Profile, left: float, less: float
+) -> None:
+    """What slows a step grows as others take of the SMs on which it does not meet a neighbour."""
+    law = sharing_for("mps", profile)
     assert isinstance(law, Spatial)
-    shares = (n + 1) * share
-    together = n * law._find_meeting(share, share, shares)[1]
-    parts = n * overlap(share, share, shares)
-    assert together == pytest.approx(parts * min(max(parts / n, shares - 1.0), 1.0) ** (power - 1))
-    assert together >= n * (parts / n) ** power * (1 - 1e-12)
+    one, two = (
+        law._running(task) for task in (decode(profile, 8, 1024, 0.6), prefill(profile, 900, 0.7))
+    )
+    slow, slower = (law._coupling(one, two, 1.3, part)[0] for part in (left + less, left))
+    assert slow <= slower * (1 + 1e-12)
+    assert law._coupling(one, two, 1.3)[0] <= slow * (1 + 1e-12)
+
+
+def test_who_runs_beside_them_takes_of_the_way_out() -> None:
+    """Where a third step always runs on the SMs that it meets, two others have none to themselves;
+    where it meets nobody, they have as many as without it.
+    """
+    profile = replace(profile_for("h200"), neighbours=None)
+    law = sharing_for("mps", profile)
+    assert isinstance(law, Spatial)
+    tasks = [
+        law._running(task)._replace(use=1.0)
+        for task in (decode(profile, 8, 1024, 0.6), prefill(profile, 900, 0.7), decode(profile, 4))
+    ]
+    ones = [[1.0] * 3] * 3
+    for part, left in ((0.0, 1.0), (0.5, 0.5), (1.0, 0.0)):
+        meet = [[0.0, 0.0, part], [0.0, 0.0, part], [0.0, 0.0, 0.0]]
+        slower = law._slowed(tasks, 1.3, ones, meet)
+        for i, j in ((0, 1), (1, 0)):
+            assert slower[i][j] == law._coupling(tasks[i], tasks[j], 1.3, left)[0]
 
 
 @pytest.mark.parametrize("share", [0.75, 0.85, 0.95])
@@ -229,12 +250,32 @@ def test_a_neighbour_that_hardly_uses_the_device_hardly_costs(regime: str) -> No
     assert sharing_for(regime, profile).rates([busy, idle])[0] > 0.99
 
 
+@given(st.floats(0.05, 1.0), st.integers(1, 3))
+@settings(deadline=None)
+def test_in_turns_the_clock_rises_beside_those_that_draw_less(relief: float, others: int) -> None:
+    """Power that others leave speeds up a step bound by arithmetic, the more the less they draw,
+    never beyond its own speed alone, and changes no step that draws none itself.
+    """
+    cold = profile_for("h200").with_values(clock_relief=0.0)
+    warm = cold.with_values(clock_relief=relief)
+    hot = prefill(cold, 4000)
+    light = [decode(cold, 1)._replace(compute=0.0)] * others
+    before, after = (sharing_for("time_slice", each).rates([hot, *light]) for each in (cold, warm))
+    assert before[0] < after[0] <= 1.0
+    assert after[1:] == before[1:]
+    like, unlike = (
+        [sharing_for("time_slice", each).rates([hot, *rest])[0] for each in (warm, cold)]
+        for rest in ([hot] * others, light)
+    )
+    assert like[0] / like[1] < unlike[0] / unlike[1]
+
+
 def test_switching_costs_time() -> None:
     """Two busy tasks under time slicing make less progress together than one alone."""
     profile = profile_for("h200")
     task = decode(profile, 16)._replace(overhead=0.0)
     task = task._replace(seconds=task.busy)
-    assert 0.9 < sum(sharing_for("time_slice", profile).rates([task, task])) < 1.0
+    assert 0.8 < sum(sharing_for("time_slice", profile).rates([task, task])) < 1.0
 
 
 @given(SPATIAL, PROFILES, demands(), demands(), st.floats(1.0, 10.0))

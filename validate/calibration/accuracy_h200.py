@@ -16,12 +16,11 @@ from splitwiser.models.gpu import Gpu, gpu
 from splitwiser.models.profile import Profile, profile_for
 from splitwiser.validate.calibration.accuracy import Score, score, scores
 from splitwiser.validate.calibration.baselines import BASELINES
-from splitwiser.validate.calibration.device_fit import NOISE_BESIDE, STAGES
+from splitwiser.validate.calibration.device_fit import NOISE_BESIDE, STAGES, Stage
 from splitwiser.validate.calibration.fitting import fit
 from splitwiser.validate.calibration.neighbours_fit import with_neighbours
 from splitwiser.validate.calibration.observed_steps import (
     BOUND,
-    SPATIAL,
     beside,
     bound_by_launches,
     observe,
@@ -215,35 +214,47 @@ def _two_cards(h200: H200) -> Score:
 
 # Ablation -----------------------------------------------------------------------------------------
 
-# What stands for the law without an effect, and the parameters that go with it.
+# What stands for a law without an effect, and the parameters that go with it.
 EFFECTS: Mapping[str, Mapping[str, float]] = {
     "the whole law": {},
     "one kernel of each by turns, of both kinds": {"passed": 1.0},
     "no contention on other SMs": {"contention": 0.0},
     "no power shared": {"power_memory": 0.0, "power_compute": 0.0},
     "light steps come no oftener the more they are": {"crowding": 0.0},
-    "waits in proportion to the overlap": {"wait_overlap": 1.0},
+}
+EFFECTS_IN_TURNS: Mapping[str, Mapping[str, float]] = {
+    "in turns: the whole law": {},
+    "in turns: the clock does not rise": {"clock_relief": 0.0},
+    "in turns: switching is free": {"switch": 0.0},
+    "in turns: no turn is held through launch gaps": {"slice_hold": 0.0},
 }
 
 
 def ablation(h200: H200) -> list[Score]:
-    """Held-out errors of the spatial regimes where the law is fitted anew without an effect.
+    """Held-out errors of the regimes where their law is fitted anew without an effect.
 
-    What pairs say beyond the law makes up for a part of what it lacks: each is given without and
-    with it.
+    What pairs say beyond the law makes up for a part of what it lacks: where they are learnt from,
+    each is given without and with it.
     """
-    stage = STAGES[-1]
-    rows = [row for row in h200.fitted if row.sharing in SPATIAL]
-    judged = [
-        row for row in h200.judged if row.sharing in SPATIAL and not row.alone and row.repeat == 0
+    beside_each_other, in_turns = STAGES[-1], STAGES[-2]
+    return [
+        *_ablated(h200, beside_each_other, EFFECTS),
+        *_ablated(h200, in_turns, EFFECTS_IN_TURNS),
     ]
+
+
+def _ablated(h200: H200, stage: Stage, effects: Mapping[str, Mapping[str, float]]) -> list[Score]:
+    rows = [row for row in h200.fitted if stage.rows(row)]
+    judged = [row for row in h200.judged if stage.rows(row) and row.repeat == 0]
     pairs = pairs_of(rows, h200.sheet, h200.profile)
     found = []
-    for name, fixed in EFFECTS.items():
+    for name, fixed in effects.items():
         base = replace(h200.profile.with_values(**fixed), neighbours=None)
         start = {key: value for key, value in stage.start.items() if key not in fixed}
         done = fit(base, start, beside(rows, h200.sheet, base), noise=NOISE_BESIDE, title=name)
-        learnt, _ = with_neighbours(done.profile, pairs)
-        for profile, what in ((done.profile, name), (learnt, f"{name}; with pairs beyond it")):
+        told = {name: done.profile}
+        if stage.learns:
+            told[f"{name}; with pairs beyond it"] = with_neighbours(done.profile, pairs)[0]
+        for what, profile in told.items():
             found.append(_all(what, judged, _told(Predictor(h200.sheet, profile))))
     return found

@@ -72,8 +72,8 @@ def fit_kernels(table: KernelTable, gpu: Gpu, start: Profile) -> KernelFit:
     """Fit the kernels of *start* to a table; kinds without rows keep what *start* says."""
     whole = table
     table = table.where(lambda kind, frame: ~cached(kind, frame, gpu, table.dtype))
-    # Kernels are timed one by one: what power adds where they go on is in none of the rows.
-    profile = replace(start.with_values(sustained=0.0), gpu=gpu.name, kind="fitted")
+    # Kernels are timed one by one: how fast power lets them go on is in none of the rows.
+    profile = replace(start.with_values(sustained=1.0), gpu=gpu.name, kind="fitted")
     for fit in (_fit_gemm, _fit_prompts, _fit_decodes, _fit_mixed, _fit_elementwise):
         profile = fit(table, gpu, profile)
     predicted = predict_kernels(whole, gpu, profile)
