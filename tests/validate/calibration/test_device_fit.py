@@ -143,6 +143,28 @@ def eager(host: float, context: int) -> StepRow:
     return StepRow("time_slice", (load,), (1.0,), (1.0 / seconds,), hosts=(seconds,))
 
 
+def test_phases_alone_are_those_of_plain_processes() -> None:
+    """Steps that MPS slows say nothing of the kernels' gaps, unless nothing else was measured."""
+    truth = TRUTH.with_values(kernel_gap=4e-7)
+    slower = TRUTH.with_values(kernel_gap=2e-6)
+    loads = [Load(LLM, batch=batch, context=1024) for batch in (1, 4, 16, 64)]
+
+    def alone(sharing: str, profile: Profile) -> list[dict[str, Any]]:
+        rows = (StepRow(sharing, (load,), (1.0,), (1.0,), hosts=(0.0,)) for load in loads)
+        return [record(measured(row, profile)) for row in rows]
+
+    start = TRUTH.with_values(kernel_gap=1e-6)
+    mixed, under_mps = (
+        fit_device(rows, SHEET, "bfloat16", start).profile.value("kernel_gap")
+        for rows in (
+            alone("time_slice", truth) + alone("mps", slower),
+            alone("mps", slower),
+        )
+    )
+    assert mixed == pytest.approx(4e-7, rel=1e-3)
+    assert under_mps == pytest.approx(2e-6, rel=1e-3)
+
+
 def test_a_launch_takes_what_the_quicker_launches_took() -> None:
     """The time of a launch is the lower quartile of those told, and that of the start without any."""
     took = [2e-5, 3e-5, 4e-5, 9e-5, 8e-5]
