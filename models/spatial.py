@@ -9,8 +9,9 @@ With x_j the part of the time in which j's kernels run (its seconds alone on its
 and no more than its launches from the host allow. h_i is the overhead after i's step over the time
 of its kernels, P_i what its clock loses to the power of the others, C_i their contention on other
 SMs, w_ij the wait of its kernels for those of j on shared SMs (tau: mean time of a kernel, a: how
-far arithmetic binds it, o_ij: part of j's kernels that meet i's), f_ij what i loses by running on those SMs only where it does not meet j, and G_ij what measured pairs like
-these say beyond the law (`models/neighbours.py`).
+far arithmetic binds it, o_ij: part of j's kernels that meet i's), f_ij what i loses by running on
+those SMs only where it does not meet j, and G_ij what measured pairs like these say beyond the law
+(`models/neighbours.py`).
 
 Kernels on the same SMs take turns. With W = 1 tasks of one kind run one kernel each by turns and
 none at once; of two kinds N light ones pass for each that arithmetic binds. So a task loses to each

@@ -90,7 +90,7 @@ def test_a_share_has_no_more_than_its_share_of_the_peak(share: float) -> None:
     assert step.gpu >= step.flops / (gpu("h200").peak("float16") * share)
 
 
-@given(FORMULAS, SHARES, st.floats(0.05, 1.0), st.integers(1, 8192))
+@given(FORMULAS | st.just(profile_for("h200")), SHARES, st.floats(0.05, 1.0), st.integers(1, 8192))
 @settings(max_examples=50, deadline=None)
 def test_gemms_keep_up_no_more_than_power_sustains(
     profile: Profile, share: float, sustained: float, rows: int

@@ -144,7 +144,7 @@ def test_however_short_turns_are_time_is_left() -> None:
         assert max(rates[:2]) < 0.5
 
 
-@given(FITTED, st.floats(0.0, 0.9), st.floats(0.05, 0.1))
+@given(FITTED, st.floats(0.02, 0.89), st.floats(0.05, 0.1))
 def test_the_fewer_sms_others_leave_the_longer_a_step_waits(
     profile: Profile, left: float, less: float
 ) -> None:
@@ -155,8 +155,7 @@ def test_the_fewer_sms_others_leave_the_longer_a_step_waits(
         law._running(task) for task in (decode(profile, 8, 1024, 0.6), prefill(profile, 900, 0.7))
     )
     slow, slower = (law._coupling(one, two, 1.3, part)[0] for part in (left + less, left))
-    assert slow <= slower * (1 + 1e-12)
-    assert law._coupling(one, two, 1.3)[0] <= slow * (1 + 1e-12)
+    assert law._coupling(one, two, 1.3)[0] < slow < slower
 
 
 def test_who_runs_beside_them_takes_of_the_way_out() -> None:
