@@ -146,9 +146,10 @@ class _Makers:
         blocks = ceil((cached + new) / BLOCK)
         shape = (1, 2, blocks, kv_heads, BLOCK, head_dim)
         kv = self._random(*shape)
-        q, k, v = (self._random(batch * new, h, head_dim) for h in (heads, kv_heads, kv_heads))
         own = torch.arange(blocks, device=self._device) if cached else None
         spans = [Span(i * new, (i + 1) * new, cached, own) for i in range(batch)]
+        rows = attention.rows(spans, batch * new)
+        q, k, v = (self._random(rows, h, head_dim) for h in (heads, kv_heads, kv_heads))
         reaches = [attention.reach(span, kv) for span in spans]
 
         def call() -> None:

@@ -107,17 +107,18 @@ class Transformer:
         """The last layer's output and the residual still to be added to it, if any."""
         x = self._embed(batch)
         reaches = [self._prompts.reach(span, kv) for span in batch.spans]
+        room = self._room(batch, x) if batch.spans else None
         add_norm, eps = self._kernels.add_norm, self.numerics.norm_eps
         residual: Tensor | None = None
         for layer, (keys, values) in zip(self._layers, kv, strict=True):
             norm, norm_bias = layer.attn_norm, layer.attn_norm_bias
             if self.llm.final_norm:
                 x, residual = add_norm(x, residual, norm, norm_bias, eps)
-                x = self._attention(layer, x, batch, reaches, keys, values)
+                x = self._attention(layer, x, batch, reaches, room, keys, values)
                 x, residual = add_norm(x, residual, layer.mlp_norm, layer.mlp_norm_bias, eps)
                 x = self._mlp(layer, x)
             else:  # a model without a final norm has its norms after the blocks (OPT-350m)
-                attended = self._attention(layer, x, batch, reaches, keys, values)
+                attended = self._attention(layer, x, batch, reaches, room, keys, values)
                 x, _ = add_norm(attended, x, norm, norm_bias, eps)
                 x, _ = add_norm(self._mlp(layer, x), x, layer.mlp_norm, layer.mlp_norm_bias, eps)
         return x, residual
@@ -143,16 +144,20 @@ class Transformer:
         x: Tensor,
         batch: ModelBatch,
         reaches: list[Reach],
+        room: Tensor | None,
         keys: Tensor,
         values: Tensor,
     ) -> Tensor:
         llm = self.llm
-        qkv = F.linear(x, layer.qkv, layer.qkv_bias)
-        parts = qkv.view(len(qkv), -1, llm.head_dim)
+        if room is None:
+            qkv = room = F.linear(x, layer.qkv, layer.qkv_bias)
+        else:
+            qkv = _linear_into(room[: len(x)], x, layer.qkv, layer.qkv_bias)
+        parts = room.view(len(room), -1, llm.head_dim)
         q, k, v = torch.split(parts, [llm.heads, llm.kv_heads, llm.kv_heads], dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q.copy_(F.rms_norm(q, layer.q_norm.shape, layer.q_norm, self.numerics.norm_eps))
-            k.copy_(F.rms_norm(k, layer.k_norm.shape, layer.k_norm, self.numerics.norm_eps))
+            for own, norm in ((q[: len(x)], layer.q_norm), (k[: len(x)], layer.k_norm)):
+                own.copy_(F.rms_norm(own, norm.shape, norm, self.numerics.norm_eps))
         self._kernels.rotate_and_store(
             qkv,
             llm.heads,
@@ -170,6 +175,14 @@ class Transformer:
         joined = attended[0] if len(attended) == 1 else torch.cat(attended)
         return F.linear(joined, layer.out, layer.out_bias)
 
+    def _room(self, batch: ModelBatch, x: Tensor) -> Tensor:
+        """Where every layer puts its queries, keys and values; rows behind the batch's are zeros."""
+        llm = self.llm
+        width = (llm.heads + 2 * llm.kv_heads) * llm.head_dim
+        room = x.new_empty(self._prompts.rows(batch.spans, len(x)), width)
+        room[len(x) :].zero_()
+        return room
+
     def _decode_attention(
         self, q: Tensor, batch: ModelBatch, keys: Tensor, values: Tensor
     ) -> Tensor:
@@ -184,6 +197,13 @@ class Transformer:
             self.llm.sliding_window,
         )
         return attended.flatten(1)
+
+
+def _linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` with its result in *out*."""
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)
 
 
 def _layer(weights: Mapping[str, Tensor], place: str, gated: bool) -> _Layer:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from splitwiser.models.config import read_config
 from splitwiser.validate.runtime.kernels import kernels_for
 from splitwiser.validate.runtime.numerics import numerics_of
-from splitwiser.validate.runtime.prompt_attention import Span
+from splitwiser.validate.runtime.prompt_attention import PromptAttention, Span
 from splitwiser.validate.runtime.torch_kernels import TorchKernels
 from splitwiser.validate.runtime.transformer import ModelBatch, Transformer
 from splitwiser.validate.runtime.weights import fill_from_folder, layout
@@ -211,6 +211,30 @@ def test_a_batch_is_its_parts(models, name):
     mixed = batch_of(chunks, decodes, padding=2)
     wanted = torch.tensor([0, 1, *(span.stop - 1 for span in mixed.spans)])
     close(ours.logits(mixed._replace(outputs=wanted), kv), torch.cat(expected))
+
+
+@pytest.mark.parametrize("name", ["opt", "llama-biases", "qwen3"])
+def test_prompts_rounded_up_to_planned_lengths_are_the_prompts(models, name, monkeypatch):
+    """Rows behind a prompt, up to a length that has a plan, change nothing, wherever it stands."""
+    _, ours = models(name)
+    chunks = [(prompt(n, n), 0, blocks_of(i)) for i, n in enumerate((3, 8, 13))]
+    chunks.insert(1, (prompt(6, 2), 4, blocks_of(3)))
+    decodes = [(11, 3, blocks_of(4))]
+    before, after = pool(ours, 0.0), pool(ours, 0.0)
+    expected = ours.logits(batch_of(chunks, decodes), before)
+    planned = PromptAttention(ours.llm, torch.device("cpu"), torch.float32)
+    planned._ready = [8, 16]
+    sizes = []
+
+    def by_plan(q, k, v):
+        sizes.append((len(q), len(k), len(v)))
+        return planned._attend(q, k, v, None)
+
+    planned._by_cudnn = by_plan
+    monkeypatch.setattr(ours, "_prompts", planned)
+    close(ours.logits(batch_of(chunks, decodes), after), expected)
+    close(after, before)
+    assert sizes == [(n, n, n) for n in (8, 8, 16)] * ours.llm.layers
 
 
 def test_a_row_without_a_slot_stores_nothing(models):
