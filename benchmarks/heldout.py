@@ -159,16 +159,19 @@ def _mps(generator: np.random.Generator) -> Stage:
         *(Lane("decode", share) for share in (None, *decodes)),
         Lane("prefill"),
         Lane("decode"),
+        Lane("decode", equal=True),
     )
     first, second = range(LIMITS + 1), range(LIMITS + 1, 2 * LIMITS + 2)
-    p, d = (first[0], len(lanes) - 2), (second[0], len(lanes) - 1)  # without limits
+    *others, equal = range(second[-1] + 1, len(lanes))
+    p, d = (first[0], others[0]), (second[0], others[1])  # without limits
     free = [_pair(generator, p[0], d[0]) for _ in range(44)]
+    level = [_pair(generator, p[0], equal) for _ in range(24)]
     limited = [
         _pair(generator, int(generator.choice(first)), int(generator.choice(second)))
         for _ in range(76)
     ]
     limited = [point for point in limited if {place for place, _ in point.loads} != {p[0], d[0]}]
-    points = [*free, *limited, *_alike(generator, p, d, 8), *_crowds(generator, p, d, 6)]
+    points = [*free, *level, *limited, *_alike(generator, p, d, 8), *_crowds(generator, p, d, 6)]
     for _ in range(4):
         some = _two(generator, first[1:]), _two(generator, second[1:])
         points += [*_alike(generator, *some, 2), *_crowds(generator, *some, 2)]

@@ -18,7 +18,7 @@ from splitwiser.models.neighbours import Neighbours
 if TYPE_CHECKING:
     from splitwiser.models.profile_file import ParameterEntry
 
-VERSION = 4
+VERSION = 5
 BUILT_IN = Path(__file__).parent / "profiles"
 
 
@@ -72,6 +72,7 @@ PARAMETERS: Mapping[str, Meaning] = {
     ),
     "wait_compute": Meaning("the same for those of a step bound by arithmetic", "1", 0.0, 16.0),
     "passed": Meaning("memory-bound kernels that pass for each of arithmetic", "1", 0.1, 64.0),
+    "passed_equal": Meaning("the same where decode has no priority", "1", 0.1, 64.0),
     "crowding": Meaning(
         "how much oftener memory-bound steps come, per further one", "1", 0.0, 16.0
     ),

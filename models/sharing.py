@@ -13,10 +13,13 @@ REGIMES = ("exclusive", "time_slice", "mps", "streams", "green_contexts")
 
 
 @lru_cache(maxsize=16)
-def sharing_for(regime: str, profile: Profile) -> Sharing:
+def sharing_for(regime: str, profile: Profile, *, decode_first: bool = True) -> Sharing:
     """Return the regime called *regime* with the parameters of *profile*.
 
-    It is kept, with what it has looked up: a search asks for the same one for each simulation.
+    *decode_first* says whether the kernels of decode steps have the priority of their streams over
+    those of prompts, as in workers of one phase each; in turns and alone it makes no difference.
+    The regime is kept, with what it has looked up: a search asks for the same one for each
+    simulation.
     """
     value = profile.value
     if regime == "exclusive":
@@ -34,7 +37,7 @@ def sharing_for(regime: str, profile: Profile) -> Sharing:
             regime,
             Beside(
                 (value("wait_memory"), value("wait_compute")),
-                value("passed"),
+                value("passed" if decode_first else "passed_equal"),
                 value("contention"),
                 (value("power_memory"), value("power_compute")),
                 value("compute_knee"),
@@ -43,5 +46,6 @@ def sharing_for(regime: str, profile: Profile) -> Sharing:
                 value("crowding"),
                 profile.neighbours,
             ),
+            decode_first=decode_first,
         )
     raise unknown_name("sharing", regime, REGIMES)

@@ -112,6 +112,11 @@ class Deployment:
                 raise ValueError(f"{key} = {seconds}: seconds, 0 or more")
         self._check_roles()
 
+    @property
+    def decode_first(self) -> bool:
+        """Whether decode's kernels have priority: where it has processes of its own."""
+        return all(group.phase != "both" for group in self.workers)
+
     def _check_roles(self) -> None:
         phases = {group.phase for group in self.workers}
         if not self.workers:

@@ -39,7 +39,8 @@ class Physics:
                 whole_device_grids=deployment.sharing == "green_contexts",
             )
 
-        return cls(costs, sharing_for(deployment.sharing, profile))
+        first = deployment.decode_first
+        return cls(costs, sharing_for(deployment.sharing, profile, decode_first=first))
 
 
 def memory_plan(

@@ -93,7 +93,7 @@ def test_a_cell_is_smaller_than_what_it_tells(side: tuple[int, int, tuple[float,
         for task, prompts in zip(map(law._running, asked), (True, False), strict=True)
     ]
     met = max(0.0, sum(side[2]) - 1.0)
-    exact = known.log_factor(coordinates(kinds[0], kinds[1], (*side[2], met), False))
+    exact = known.log_factor(coordinates(kinds[0], kinds[1], (*side[2], met), False, True))
     assert (1 + slow[H200][0]) / (1 + slow[LAW][0]) == pytest.approx(exp(exact), rel=0.02)
 
 
@@ -106,7 +106,7 @@ def test_what_pairs_say_is_learnt_and_told_of_pairs_between() -> None:
     def measured(tokens: int, batch: int) -> Pair:
         asked = demands(tokens, batch, (1.0, 1.0))
         rates = spatial(LAW).rates(asked)
-        return Pair("mps", asked, [rates[0], rates[1] / slower(tokens)])
+        return Pair("mps", True, asked, [rates[0], rates[1] / slower(tokens)])
 
     sizes = [(t, b) for t in (100, 200, 400, 800, 1600, 3200, 6400) for b in (1, 8, 32, 128)]
     learnt, process = with_neighbours(LAW, [measured(*size) for size in sizes])
@@ -128,14 +128,14 @@ def test_who_hardly_runs_teaches_little() -> None:
         first, second = demands(400, 16, (1.0, 1.0))
         asked = [first._replace(seconds=first.busy * idle), second]
         rates = spatial(LAW).rates(asked)
-        return Pair("mps", asked, [rates[0], rates[1] * factor])
+        return Pair("mps", True, asked, [rates[0], rates[1] * factor])
 
     others = [
-        Pair("mps", asked, spatial(LAW).rates(asked))
+        Pair("mps", True, asked, spatial(LAW).rates(asked))
         for asked in (demands(t, b, (1.0, 1.0)) for t in (100, 1600, 6400) for b in (1, 8, 64, 150))
     ]
     sure = [told(1.0, 1.0)] * 8
-    process = Process(np.array([2.7] * 4 + [1.8, 1.8, 0.9, 0.9, 1.4, 1.8]), 0.2, 0.05, 0.01)
+    process = Process(np.array([2.7] * 4 + [1.8, 1.8, 0.9, 0.9, 1.4, 1.8, 1.8]), 0.2, 0.05, 0.01)
     learnt, _ = with_neighbours(LAW, [*others, *sure, *[told(30.0, 0.97)] * 8], process)
     asked = told(1.0, 1.0).demands
     assert spatial(learnt).rates(asked)[1] == pytest.approx(spatial(LAW).rates(asked)[1], rel=0.02)
@@ -149,12 +149,12 @@ def test_a_step_that_its_host_holds_back_tells_a_bound(slower: float, moved: boo
         """A prefill beside a decode that slows it by *factor* more than the law says."""
         asked = demands(400, 16, (1.0, 1.0))
         rates = spatial(LAW).rates(asked)
-        return Pair("mps", asked, [rates[0] / factor, rates[1]])
+        return Pair("mps", True, asked, [rates[0] / factor, rates[1]])
 
     held = told(1.0)
     first, second = held.demands
     waiting = first._replace(seconds=first.busy / held.rates[0])
-    bound = Pair("mps", [waiting, second], [1.0, held.rates[1]])
+    bound = Pair("mps", True, [waiting, second], [1.0, held.rates[1]])
     process = Process(np.full(len(COORDINATES), 3.0), 0.4, 0.02, 0.02)
     before, _ = with_neighbours(LAW, [told(slower)] * 45, process)
     after, _ = with_neighbours(LAW, [*[told(slower)] * 45, *[bound] * 20], process)
@@ -167,7 +167,7 @@ def test_prompts_and_decode_of_equal_kernels_are_told_apart() -> None:
     """What was learnt of a prefill is not carried in full to a decode step with kernels like its own."""
     first, second = demands(400, 16, (1.0, 1.0))
     rates = spatial(LAW).rates([first, second])
-    pairs = [Pair("mps", [first, second], [rates[0] * 0.8, rates[1]])] * 20
+    pairs = [Pair("mps", True, [first, second], [rates[0] * 0.8, rates[1]])] * 20
     process = Process(np.full(len(COORDINATES), 1.0), 0.3, 0.02, 0.02)
     learnt, _ = with_neighbours(LAW, pairs, process)
     slowed, spared = (
@@ -181,7 +181,7 @@ def test_what_jumps_from_pair_to_pair_is_not_carried_on() -> None:
     """The more of what a pair says is its own, the less is told of one at the same place."""
     asked = demands(1500, 16, (1.0, 1.0))
     rates = spatial(LAW).rates(asked)
-    pairs = [Pair("mps", asked, [rates[0], rates[1] * 0.8])] * 20
+    pairs = [Pair("mps", True, asked, [rates[0], rates[1] * 0.8])] * 20
     found = []
     for jumps in (0.0, 0.2, 2.0):
         process = Process(np.full(len(COORDINATES), 3.0), 0.3, 0.02, jumps)
@@ -208,7 +208,7 @@ def test_a_fit_can_be_read_again(tmp_path: Path) -> None:
     asked = [demands(t, b, (1.0, 1.0)) for t in range(500, 540) for b in (16, 17)]
     rates = [spatial(LAW).rates(each) for each in asked]
     pairs = [
-        Pair("mps", each, [rate[0], rate[1] * (0.7, 1.1)[place % 2]])
+        Pair("mps", True, each, [rate[0], rate[1] * (0.7, 1.1)[place % 2]])
         for place, (each, rate) in enumerate(zip(asked, rates, strict=True))
     ]
     sure = Process(np.full(len(COORDINATES), 10.0), 1.0, 0.02, 0.0)
@@ -222,16 +222,16 @@ def test_a_fit_can_be_read_again(tmp_path: Path) -> None:
 def test_too_few_pairs_teach_nothing() -> None:
     """From a handful of pairs no process is learnt, and the law stands alone; nor from bounds only."""
     asked = demands(500, 16, (1.0, 1.0))
-    assert with_neighbours(H200, [Pair("mps", asked, [0.5, 0.5])]) == (LAW, None)
+    assert with_neighbours(H200, [Pair("mps", True, asked, [0.5, 0.5])]) == (LAW, None)
     waiting = [each._replace(seconds=2.0 * each.seconds) for each in asked]
-    assert with_neighbours(H200, [Pair("mps", waiting, [1.0, 1.0])] * 60) == (LAW, None)
+    assert with_neighbours(H200, [Pair("mps", True, waiting, [1.0, 1.0])] * 60) == (LAW, None)
 
 
 def test_taking_turns_has_no_neighbours() -> None:
     """Pairs of a regime in which one process runs at a time are refused."""
     asked = demands(500, 16, (1.0, 1.0))
     with pytest.raises(ValueError, match="'time_slice' has no neighbours"):
-        with_neighbours(LAW, [Pair("time_slice", asked, [0.5, 0.5])])
+        with_neighbours(LAW, [Pair("time_slice", True, asked, [0.5, 0.5])])
 
 
 def test_a_file_gives_the_same_pairs_back(tmp_path: Path) -> None:
@@ -248,9 +248,9 @@ def test_a_file_gives_the_same_pairs_back(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"weights": [0.1, 0.2]}, "neighbours: 2 weights for 1 points"),
-        ({"scales": [1.0]}, "neighbours: scales must be 10 positive numbers"),
-        ({"points": [[1.0] * 8]}, "points.0 must be 10 coordinates"),
-        ({"points": [[1e9] * 10]}, "points.0 must be 10 coordinates between -100 and 100"),
+        ({"scales": [1.0]}, "neighbours: scales must be 11 positive numbers"),
+        ({"points": [[1.0] * 8]}, "points.0 must be 11 coordinates"),
+        ({"points": [[1e9] * 11]}, "points.0 must be 11 coordinates between -100 and 100"),
         ({"weights": [1e9]}, r"weights must lie between -1e\+06 and 1e\+06"),
     ],
 )

@@ -370,6 +370,21 @@ def test_light_kernels_pass_by_their_number(passed: float, longer: float, prefil
     assert busy == pytest.approx(1.0)
 
 
+@given(st.integers(1000, 8000), st.integers(1, 64), st.floats(0.1, 64.0))
+@settings(max_examples=50, deadline=None)
+def test_priority_decides_only_how_many_kernels_pass(tokens: int, batch: int, often: float) -> None:
+    """Without priorities the law is that with them, with another number of kernels that pass; and the
+    more pass, the faster is decode beside a prompt that arithmetic binds.
+    """
+    base = replace(profile_for("h200"), neighbours=None)
+    tasks = [prefill(base, tokens), decode(base, batch)]
+    equals = sharing_for("mps", base.with_values(passed_equal=often), decode_first=False)
+    firsts = sharing_for("mps", base.with_values(passed=often))
+    assert equals.rates(tasks) == firsts.rates(tasks)
+    oftener = sharing_for("mps", base.with_values(passed=1.5 * often if often < 40 else 64.0))
+    assert oftener.rates(tasks)[1] >= firsts.rates(tasks)[1] * (1.0 - 1e-9)
+
+
 def test_limits_that_overlap_only_together_make_kernels_wait() -> None:
     """Of four tasks any two fit side by side and all do not: the waits of all cost them time, most
     where SMs are fewest, and cost two of them none.

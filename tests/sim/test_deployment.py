@@ -10,10 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from splitwiser.models.catalogue import llm
+from splitwiser.models.gpu import gpu
+from splitwiser.models.profile import profile_for
+from splitwiser.models.sharing import sharing_for
 from splitwiser.sim import deployment as keys
 from splitwiser.sim.deployment import PRESETS, Deployment, Workers, chunked, continuous
 from splitwiser.sim.deployment_file import deployment, parse_deployment, read_deployment, to_toml
 from splitwiser.sim.deployment_schema import MAX_PROCESSES, DeploymentTable, WorkersTable
+from splitwiser.sim.physics import Physics
 
 SPLIT = """
 sharing = "mps"                 # exclusive | time_slice | mps | streams | green_contexts
@@ -73,6 +78,16 @@ def test_a_preset_is_found_by_name_and_survives_toml(name: str) -> None:
     preset = deployment(name.upper())
     assert preset == PRESETS[name]()
     assert parse(to_toml(preset)) == preset
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_decode_has_priority_where_it_has_workers_of_its_own(name: str) -> None:
+    """The law of a simulated GPU is that with priorities for splits, and that without for engines."""
+    made = deployment(name)
+    assert made.decode_first == any(group.phase == "decode" for group in made.workers)
+    profile = profile_for("h200")
+    law = Physics.of(made, llm("facebook/opt-125m"), gpu("h200"), profile).sharing
+    assert law is sharing_for(made.sharing, profile, decode_first=made.decode_first)
 
 
 def one_of(*values: str) -> st.SearchStrategy[str]:

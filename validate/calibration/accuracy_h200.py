@@ -1,8 +1,8 @@
 """How well the H200 profile predicts rows that it was not fitted to, and what its effects are worth.
 
-The rows are committed: the profile is fitted to `calibration.jsonl`; `heldout-5.jsonl` was drawn at
-random and measured on the same card right after it, `heldout-6.jsonl` half an hour later on another
-card, by another seed. `calibration-2.jsonl` is an earlier state of the calibration's plan, on a third.
+The rows are committed: the profile is fitted to `calibration.jsonl`; `heldout-8.jsonl` was drawn at
+random and measured on the same card right after it, `heldout-9.jsonl` a quarter of an hour later on
+another card, by another seed.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Rates = Callable[[StepRow], Sequence[float]]
 
 @dataclass(frozen=True, eq=False)
 class H200:
-    """The rows of the H200: *fitted*, *judged*, those judged *elsewhere*, on another card, and on
-    yet another those fitted *again*; and the profile.
+    """The rows of the H200: *fitted*, *judged* on the same card, and judged *elsewhere*, on another;
+    and the profile.
 
     No row that is judged beside others has a prompt length that any fitted row has.
     """
@@ -47,7 +47,6 @@ class H200:
     fitted: tuple[StepRow, ...]
     judged: tuple[StepRow, ...]
     elsewhere: tuple[StepRow, ...]
-    again: tuple[StepRow, ...]
 
     @classmethod
     def read(cls, folder: Path) -> H200:
@@ -67,9 +66,8 @@ class H200:
             sheet,
             profile_for("h200"),
             tuple(row for row in fitted if not row.alone),
-            unseen("heldout-5.jsonl"),
-            unseen("heldout-6.jsonl"),
-            tuple(row for row in rows("calibration-2.jsonl") if not row.alone),
+            unseen("heldout-8.jsonl"),
+            unseen("heldout-9.jsonl"),
         )
 
 
@@ -96,7 +94,8 @@ def alone(h200: H200) -> list[Score]:
                 modelled.append((f"launches bound, and modelled{when}", error))
     by_group = scores(sorted(told, key=lambda item: (ELSEWHERE in item[0], "bound" in item[0])))
     whole = [error for group, error in told if group in ("prefill", "decode")]
-    return [score("all, bound by the GPU", whole), *by_group, *scores(modelled)]
+    bound_by_gpu = score("all, bound by the GPU", whole)
+    return [bound_by_gpu, *by_group, *scores(modelled), _two_cards(h200)]
 
 
 def corun(h200: H200) -> list[Score]:
@@ -111,11 +110,11 @@ def corun(h200: H200) -> list[Score]:
         *_noise(together),
         _all("without what pairs say beyond the law", first, _told(_lawful(h200))),
         _all("the host's launches not known, but modelled", first, model.rates),
+        _as_if_decode_came_first(first, model),
     ]
     for name, make in BASELINES.items():
         rates = make(h200.fitted, h200.sheet, h200.profile)
         found.append(_all(f"baseline: {name}", first, rates))
-    found.append(_two_cards(h200))
     other = [row for row in h200.elsewhere if not row.alone and row.repeat == 0]
     found += _summed(_named(other, _told(model)), ELSEWHERE)
     own = Predictor(h200.sheet, _of_its_phases(h200))
@@ -145,6 +144,12 @@ def _lawful(h200: H200) -> Predictor:
 
 def _all(group: str, rows: Sequence[StepRow], rates: Rates) -> Score:
     return score(group, [error for _, error in _named(rows, rates)])
+
+
+def _as_if_decode_came_first(rows: Sequence[StepRow], model: Predictor) -> Score:
+    """Rows without priorities, predicted by what those with them say."""
+    equals = [replace(row, decode_first=True) for row in rows if not row.decode_first]
+    return _all("equals, predicted as if decode had priority", equals, _told(model))
 
 
 def _of_its_phases(h200: H200) -> Profile:
@@ -200,16 +205,13 @@ def _held_back(row: StepRow) -> bool:
 
 
 def _two_cards(h200: H200) -> Score:
-    """The same steps beside each other on another card: how far any prediction can be carried."""
-    first = {_title(row): row for row in h200.fitted}
-    errors = []
-    for row in h200.again:
-        before = first.get(_title(row))
-        # A few of the fitted rows are this card's.
-        if before is None or before.rates == row.rates or _held_back(row) or _held_back(before):
-            continue
-        errors += [a / b - 1.0 for a, b in zip(row.rates, before.rates, strict=True)]
-    return score("measured: the fitted rows again, on another card", errors)
+    """The same phases alone on two cards: how far any prediction can be carried."""
+    first = {_title(row): row for row in h200.judged if row.alone and not _held_back(row)}
+    again = [row for row in h200.elsewhere if row.alone and not _held_back(row)]
+    errors = [
+        row.rates[0] / first[_title(row)].rates[0] - 1.0 for row in again if _title(row) in first
+    ]
+    return score("measured again, on another card", errors)
 
 
 # Ablation -----------------------------------------------------------------------------------------

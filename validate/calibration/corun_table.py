@@ -67,7 +67,7 @@ class GenerateRow:
 def read_corun(path: Path | str) -> list[StepRow]:
     """Read a table of `CORUN_COLUMNS`. A fault is a ValueError with file, line and column.
 
-    In a pair the prefill comes first.
+    In a pair the prefill comes first. None has priority: such code seldom gives its streams any.
     """
     return [_steps(cells) for cells in _cells(Path(path), CORUN_COLUMNS)]
 
@@ -92,7 +92,7 @@ def _steps(cells: _Cells) -> StepRow:
     if not lanes:
         raise ValueError(f"{cells.place}: neither prefill_per_s nor decode_steps_per_s")
     loads, granted, rates = zip(*lanes, strict=True)
-    return StepRow(sharing, loads, granted, rates)
+    return StepRow(sharing, loads, granted, rates, decode_first=False)
 
 
 def read_generate(path: Path | str) -> list[GenerateRow]:

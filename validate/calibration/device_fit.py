@@ -101,6 +101,7 @@ STAGES = (
             "wait_compute": 0.9,
             "power_compute": 1.3,
             "passed": 8.0,
+            "passed_equal": 4.0,
             "power_memory": 0.4,
             "crowding": 1.0,
         },
@@ -206,8 +207,10 @@ def _decidable(stage: Stage, rows: Sequence[StepRow], gpu: Gpu) -> list[str]:
         names.remove("launch_host")  # read off, not fitted
     if "second_wave" in names and not any(row.sharing == "green_contexts" for row in rows):
         names.remove("second_wave")
+    if "passed_equal" in names and all(row.decode_first for row in rows):
+        names.remove("passed_equal")
     if gpu.name == "cpu":  # torch threads stand for SMs, and no power limits them
-        names = [name for name in names if not name.startswith("power")]
+        names = [name for name in names if not name.startswith("power") and name != "sustained"]
     return names[: rates // 3]
 
 

@@ -45,6 +45,7 @@ NEEDS: Mapping[str, str] = {
     "wait_memory": f"{_PAIRS} without limits, beside decode",
     "wait_compute": f"{_PAIRS} without limits, beside prefill",
     "passed": f"{_PAIRS} without limits: decode beside prefill, and two of the same phase",
+    "passed_equal": "decode beside prefill under mps, none with priority",
     "crowding": "prefill beside two decodes under MPS",
     "contention": f"{_PAIRS}, at limits that sum to 100 %: decode's rate",
     "power_memory": f"{_PAIRS}, at small limits for decode: decode's rate",

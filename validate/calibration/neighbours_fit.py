@@ -25,7 +25,7 @@ from splitwiser.models.spatial import Implied, Spatial
 Floats = NDArray[np.float64]
 
 # What counts as near in each of `COORDINATES`, before the pairs are asked.
-NEAR = np.array([2.7, 2.7, 2.7, 2.7, 1.8, 1.8, 0.9, 0.9, 1.4, 1.8])
+NEAR = np.array([2.7, 2.7, 2.7, 2.7, 1.8, 1.8, 0.9, 0.9, 1.4, 1.8, 1.8])
 SURE = 0.1  # weight of that prior on the log of a scale
 SCALES = (0.1, 12.0)  # bounds, in NEAR
 SPREADS = ((0.02, 1.0), (0.002, 0.4), (0.002, 0.4))  # bounds of the standard deviations
@@ -38,9 +38,12 @@ DIGITS = 6
 
 
 class Pair(NamedTuple):
-    """Two tasks that ran beside each other: the regime, their demands and their measured rates."""
+    """Two tasks that ran beside each other: the regime, whether decode had priority, their demands
+    and their measured rates.
+    """
 
     sharing: str
+    decode_first: bool
     demands: Sequence[Demand]
     rates: Sequence[float]
 
@@ -69,10 +72,10 @@ def with_neighbours(
     A *process* that is given is taken as it is. Nothing is learnt from too few pairs.
     """
     lawful = replace(profile, neighbours=None)
-    laws: dict[str, Spatial] = {}
+    laws: dict[tuple[str, bool], Spatial] = {}
     told: list[Implied] = []
     for pair in pairs:
-        law = laws.setdefault(pair.sharing, _law(pair.sharing, lawful))
+        law = laws.setdefault(pair[:2], _law(*pair[:2], lawful))
         told += law.implied(pair.demands, pair.rates)
     if sum(not each.at_most for each in told) < FEWEST:
         return lawful, process
@@ -109,8 +112,8 @@ def _weighed(
     return before, process.size**2 * solved
 
 
-def _law(sharing: str, profile: Profile) -> Spatial:
-    law = sharing_for(sharing, profile)
+def _law(sharing: str, decode_first: bool, profile: Profile) -> Spatial:
+    law = sharing_for(sharing, profile, decode_first=decode_first)
     if not isinstance(law, Spatial):
         raise ValueError(f"{sharing!r} has no neighbours: its processes take turns")  # noqa: TRY004
     return law

@@ -45,7 +45,7 @@ def pairs_of(rows: Sequence[StepRow], gpu: Gpu, profile: Profile) -> list[Pair]:
                 min(1.0, rate * demand.seconds)
                 for rate, demand in zip(row.rates, demands, strict=True)
             ]
-            found.append(Pair(row.sharing, demands, rates))
+            found.append(Pair(row.sharing, row.decode_first, demands, rates))
     return found
 
 
@@ -70,10 +70,11 @@ def beside(rows: Sequence[StepRow], gpu: Gpu, alone: Profile) -> Observations:
     demands = [model.demands(row, hosts_of(row, gpu)) for row in rows]
 
     def predict(profile: Profile) -> Floats:
-        laws = {regime: sharing_for(regime, profile) for regime in {row.sharing for row in rows}}
+        kinds = {(row.sharing, row.decode_first) for row in rows}
+        laws = {kind: sharing_for(kind[0], profile, decode_first=kind[1]) for kind in kinds}
         seconds = []
         for row, asked in zip(rows, demands, strict=True):
-            rates = laws[row.sharing].rates(asked)
+            rates = laws[row.sharing, row.decode_first].rates(asked)
             seconds += [each.seconds / rate for each, rate in zip(asked, rates, strict=True)]
         return np.array(seconds)
 

@@ -62,7 +62,8 @@ def pairs(rows: Sequence[StepRow], sheet: Gpu, profile: Profile) -> list[Accurac
             continue
         lanes = list(zip(row.loads, row.shares, strict=True))
         demands = [demand(load, share, row.sharing) for load, share in lanes]
-        rates = sharing_for(row.sharing, profile).rates(demands)
+        law = sharing_for(row.sharing, profile, decode_first=row.decode_first)
+        rates = law.rates(demands)
         for load, each, rate, measured in zip(row.loads, demands, rates, row.rates, strict=True):
             case = f"{row.regime.replace('_', ' ')}, {load.phase}"
             found.append(AccuracyRow(case, row.title, 1.0 / measured, each.seconds / rate))
@@ -126,5 +127,6 @@ def generate_rate(row: GenerateRow, sheet: Gpu, profile: Profile, host: float = 
     for token in range(1, row.output_tokens):
         steps.append(decode.demand(n * (row.prompt_tokens + token)))
     mean = Demand(*(fmean(values) for values in zip(*steps, strict=True)))
-    rate = sharing_for(row.sharing, profile).rates([mean] * row.processes)[0]
+    law = sharing_for(row.sharing, profile, decode_first=False)
+    rate = law.rates([mean] * row.processes)[0]
     return row.processes * rate / (mean.seconds * len(steps))

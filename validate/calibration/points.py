@@ -55,12 +55,13 @@ class Load:
 class Lane:
     """One process or thread of a stage: its phase and its limit of the SMs in per cent (None: no
     limit). Lanes of one *group* share a process with `streams` and `green_contexts`, where a group
-    is one way to divide the SMs.
+    is one way to divide the SMs. *equal*: its kernels have no priority, though it decodes.
     """
 
     phase: Phase
     sm_percent: float | None = None
     group: int = 0
+    equal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def point_key(stage: Stage, point: Point) -> str:
     for place, load in point.loads:
         lane = stage.lanes[place]
         share = "all" if lane.sm_percent is None else f"{lane.sm_percent:g}%"
-        parts.append(f"{load.llm} {load.title} on {share}")
+        parts.append(f"{load.llm} {load.title} on {share}" + ", equal" * lane.equal)
     return f"{stage.sharing}: {' + '.join(parts)} #{point.repeat}"
 
 
@@ -128,6 +129,7 @@ def lanes_record(stage: Stage, point: Point, sms: Mapping[int, int | None]) -> l
             **asdict(load),
             "phase": stage.lanes[place].phase,
             "sm_percent": stage.lanes[place].sm_percent,
+            "equal": stage.lanes[place].equal,
             "sms": sms.get(place),
         }
         for place, load in point.loads

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-VERSION = 1
+VERSION = 2
 # Conditions under which measurements may stand in one file: what changes the times.
 SAME = ("name", "uuid", "driver", "torch", "plan")
 

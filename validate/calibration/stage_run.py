@@ -102,11 +102,12 @@ class StageRun:
     def _host(self, counted: list[list[Done]]) -> dict[str, list[float]]:
         """What a launch takes the host in the mean, for that is what bounds a rate.
 
-        On the CPU a launch is the step itself, and tells nothing.
+        The first step counts in neither: a rate is of the steps that ended after it. On the CPU a
+        launch is the step itself, and tells nothing.
         """
         if self._device.kind == "cpu":
             return {}
-        return {"host": [fmean(each.host for each in lane) for lane in counted]}
+        return {"host": [fmean(each.host for each in lane[1:]) for lane in counted]}
 
     def _prepare(self, point: Point) -> dict[int, float] | Refused:
         """Have the lanes make ready; about how long a step of each takes, by place."""

@@ -161,23 +161,30 @@ DECODE_SHARES = (None, 90.0, 74.0, 58.0, 42.0, 27.0, 12.0)
 
 
 def _mps(large: str) -> Stage:
-    """Clients of MPS: every limit alone, then beside each other, limits that overlap among them."""
+    """Clients of MPS: every limit alone, then beside each other, limits that overlap among them.
+
+    Decode has the higher priority, as its workers have, but for two lanes: it has none where
+    workers compute both phases.
+    """
     lanes = (
         *(Lane("prefill", share) for share in PREFILL_SHARES),
         *(Lane("decode", share) for share in DECODE_SHARES),
-        *(P, D, D),
+        *(P, D, D, Lane("decode", equal=True), Lane("decode", DECODE_SHARES[4], equal=True)),
     )
     first = range(len(PREFILL_SHARES))
     second = range(len(first), len(first) + len(DECODE_SHARES))
     p, d = first[0], second[0]  # without limits, as the three behind all are
-    others = (len(lanes) - 3, len(lanes) - 2, len(lanes) - 1)
+    *others, equal, limited_equal = range(second[-1] + 1, len(lanes))
     free, limited, crowded, twofold = spread(2), spread(3), spread(4), spread(7)
+    level = spread(8)
     points: list[Point] = []
     for place in first:
         points += alone(place, [prefill(large, n) for n in SHARE_PROMPTS[place % 2 :: 2]])
     for place in second:
         points += alone(place, [decode(large, b, c) for b, c in SHARE_DECODES[place % 2 :: 2]])
-    points += pairs(large, (p, d), free, 90)
+    points += pairs(large, (p, d), free, 80)
+    points += pairs(large, (p, equal), level, 28)
+    points += pairs(large, (first[2], limited_equal), level, 6)  # 77 and 42 %
     for both in product(first, second):
         if both != (p, d):
             points += pairs(large, both, limited, 3)
@@ -204,7 +211,7 @@ def _streams(large: str) -> Stage:
     points = [
         *alone(0, [prefill(large, n) for n in SHARE_PROMPTS[1::2]]),
         *alone(1, [decode(large, b, c) for b, c in SHARE_DECODES[::3]]),
-        *pairs(large, (0, 1), spread(5), 60),
+        *pairs(large, (0, 1), spread(5), 54),
     ]
     return Stage("streams", (P, D), tuple(points))
 

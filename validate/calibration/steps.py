@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ class StepRow:
 
     Shares are fractions of the SMs as the device granted them, 1.0 where there was no limit.
     *repeat* tells repetitions of one measurement apart. *hosts* are the seconds that a launch of
-    each lane's step took its host, None where they were not measured.
+    each lane's step took its host, None where they were not measured. *decode_first*: whether
+    decode's kernels had priority.
     """
 
     sharing: str
@@ -34,6 +35,7 @@ class StepRow:
     rates: tuple[float, ...]
     repeat: int = 0
     hosts: tuple[float, ...] | None = None
+    decode_first: bool = True
 
     @property
     def alone(self) -> bool:
@@ -42,9 +44,11 @@ class StepRow:
 
     @property
     def regime(self) -> str:
-        """The sharing regime as tables name it: limits under MPS are a regime of their own."""
-        limited = self.sharing == "mps" and min(self.shares) < 1.0
-        return "mps, limited" if limited else self.sharing
+        """The sharing regime as tables name it: MPS with limits, or without priorities, is another."""
+        if self.sharing != "mps":
+            return self.sharing
+        limited = ", limited" if min(self.shares) < 1.0 else ""
+        return f"mps{limited}" + ("" if self.decode_first else ", equals")
 
     @property
     def title(self) -> str:
@@ -71,6 +75,7 @@ def rows_of(records: Iterable[Mapping[str, Any]], sms: int) -> list[StepRow]:
                 tuple(record["rates"]),
                 record["repeat"],
                 hosts and tuple(hosts),
+                not any(lane["equal"] for lane in lanes),
             )
         )
     return rows
@@ -92,7 +97,7 @@ class Predictor:
         self._gpu = gpu
         self._profile = profile.with_values(step_overhead=0.0)
         self._cost = cache(self._make_cost)
-        self._sharing = cache(lambda regime: sharing_for(regime, self._profile))
+        self._sharing = cache(partial(sharing_for, profile=self._profile))
 
     def _make_cost(self, name: str, share: float, eager: bool, grids: bool) -> CostModel:
         return CostModel(
@@ -134,7 +139,8 @@ class Predictor:
     def rates(self, row: StepRow, hosts: Sequence[float | None] | None = None) -> list[float]:
         """Steps per second of each lane of *row*."""
         demands = self.demands(row, hosts)
-        shared: Sequence[float] = self._sharing(row.sharing).rates(demands)
+        law = self._sharing(row.sharing, decode_first=row.decode_first)
+        shared: Sequence[float] = law.rates(demands)
         return [rate / each.seconds for rate, each in zip(shared, demands, strict=True)]
 
 

@@ -23,12 +23,16 @@ measured = pytest.mark.skipif(not DATA.is_dir(), reason="no measurements in ../s
 
 
 def test_a_pair_is_read_as_two_lanes(tmp_path: Path) -> None:
-    """A row has the prefill first, then the decode step, with limits as fractions of the SMs."""
+    """A row has the prefill first, then the decode step, with limits as fractions of the SMs and
+    without priorities.
+    """
     path = tmp_path / "table.csv"
     path.write_text(f"{HEADER}\nmps,75,25,512,16,1024,50.5,100.25\nmps,75,25,,1,1024,,157.5\n")
     decode = Load(LLM, batch=16, context=1024)
-    pair = StepRow("mps", (Load(LLM, prompts=1, tokens=512), decode), (0.75, 0.25), (50.5, 100.25))
-    alone = StepRow("mps", (Load(LLM, batch=1, context=1024),), (0.25,), (157.5,))
+    loads = Load(LLM, prompts=1, tokens=512), decode
+    pair = StepRow("mps", loads, (0.75, 0.25), (50.5, 100.25), decode_first=False)
+    single = (Load(LLM, batch=1, context=1024),)
+    alone = StepRow("mps", single, (0.25,), (157.5,), decode_first=False)
     assert read_corun(path) == [pair, alone]
 
 

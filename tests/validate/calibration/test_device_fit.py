@@ -37,6 +37,7 @@ def record(row: StepRow) -> dict[str, Any]:
     """The row as a raw file has it."""
     lanes = [
         {**asdict(load), "phase": load.phase, "sm_percent": 100.0 * share, "sms": None}
+        | {"equal": not row.decode_first}
         for load, share in zip(row.loads, row.shares, strict=True)
     ]
     return {
@@ -130,7 +131,7 @@ def test_what_no_row_decides_keeps_its_value() -> None:
     """Pairs alone leave kernels, phases alone and time slices as the start has them."""
     records = [record(measured(row, TRUTH)) for row in ROWS]
     found = fit_device(records, SHEET, "bfloat16", TRUTH)
-    fitted = set(STAGES[-1].start)
+    fitted = set(STAGES[-1].start) - {"passed_equal"}
     assert {fit.title for fit in found.fits} == {STAGES[-1].title}
     for name, parameter in found.profile.parameters.items():
         assert name in fitted or parameter == TRUTH.parameters[name]
@@ -141,6 +142,19 @@ def eager(host: float, context: int) -> StepRow:
     seconds = host * launches(Load(LLM))
     load = Load(LLM, batch=1, context=context, eager=True)
     return StepRow("time_slice", (load,), (1.0,), (1.0 / seconds,), hosts=(seconds,))
+
+
+def test_rows_without_priorities_say_how_many_kernels_pass_there() -> None:
+    """`passed_equal` is fitted to rows in which decode has no priority, and left alone without any."""
+    truth = TRUTH.with_values(passed=9.0, passed_equal=3.0, contention=0.4)
+    equals = [replace(row, decode_first=False) for row in ROWS]
+    rows = [measured(row, truth) for row in (*ROWS, *equals)]
+    start = TRUTH.with_values(passed=5.0, passed_equal=5.0)
+    found = fit_device([record(row) for row in rows], SHEET, "bfloat16", start).profile
+    assert found.value("passed") == pytest.approx(9.0, rel=0.02)
+    assert found.value("passed_equal") == pytest.approx(3.0, rel=0.02)
+    found = fit_device([record(row) for row in rows[: len(ROWS)]], SHEET, "bfloat16", start).profile
+    assert found.value("passed_equal") == 5.0
 
 
 def test_phases_alone_are_those_of_plain_processes() -> None:

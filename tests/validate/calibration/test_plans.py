@@ -58,7 +58,7 @@ def test_the_h200_was_measured_by_its_plan() -> None:
     assert set(keys(gpu_plan(float(conditions["memory_bytes"])))) == set(records)
 
 
-@pytest.mark.parametrize("seed", [5, 6])
+@pytest.mark.parametrize("seed", [8, 9])
 def test_the_h200_is_judged_by_a_plan_drawn_at_random(seed: int) -> None:
     """The committed rows that judge are all of one seed, none chosen by hand and none added; the
     first of the card that was calibrated, the others of another.
@@ -67,7 +67,7 @@ def test_the_h200_is_judged_by_a_plan_drawn_at_random(seed: int) -> None:
     conditions, records = read_raw(raw)
     assert list(records) == keys(heldout().plan(seed, float(conditions["memory_bytes"])))
     fitted, _ = read_raw(raw.with_name("calibration.jsonl"))
-    assert (conditions["uuid"] == fitted["uuid"]) == (seed == 5)  # 6: another card
+    assert (conditions["uuid"] == fitted["uuid"]) == (seed == 8)  # 9: another card
 
 
 @pytest.mark.parametrize("sheet", [g for g in gpus() if g.name != "cpu"], ids=lambda g: g.name)

@@ -72,7 +72,7 @@ def test_a_faulty_line_is_named(tmp_path: Path, line: str, message: str) -> None
     """File and line of a fault are in the message, and a failure is never a zero."""
     path = tmp_path / "raw.jsonl"
     good = '{"key": "b", "seconds": 1.0}'
-    path.write_text(f'{{"version": 1}}\n{line}\n{good}\n')
+    path.write_text(f'{{"version": 2}}\n{line}\n{good}\n')
     with pytest.raises(ValueError, match=message) as refusal:
         read_raw(path)
     assert "raw.jsonl" in str(refusal.value)
@@ -82,7 +82,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     """The version comes first."""
     path = tmp_path / "raw.jsonl"
     path.write_text('{"version": 9}\n')
-    with pytest.raises(ValueError, match="version 9 is not supported; expected 1"):
+    with pytest.raises(ValueError, match="version 9 is not supported; expected 2"):
         read_raw(path)
 
 
