@@ -95,7 +95,7 @@ class Spatial(Sharing):
 
     def __init__(self, regime: str, beside: Beside, *, decode_first: bool) -> None:
         self.regime = regime
-        self._kinds = regime == "green_contexts", decode_first
+        self._flags = regime == "green_contexts", decode_first
         self._beside = beside
         # Shares are few, and the powers of them costly.
         self._meeting = cache(self._find_meeting)
@@ -187,7 +187,7 @@ class Spatial(Sharing):
             own = Kind.of(one.tau, one.mix, demands[i].prompt > 0.0)
             other = Kind.of(two.tau, two.mix, demands[j].prompt > 0.0)
             met = one.share * overlap(one.share, two.share, shares)
-            place = coordinates(own, other, (one.share, two.share, met), *self._kinds)
+            place = coordinates(own, other, (one.share, two.share, met), *self._flags)
             log_factor = log(max(1.0 + measured, LEAST) / (1.0 + slow))
             held_back = one.use < HELD_BACK and rates[i] > HELD_BACK
             found.append(Implied(place, log_factor, w, held_back))
@@ -262,7 +262,7 @@ class Spatial(Sharing):
         first, second = (
             Kind(tau / CELLS, odds / CELLS, float(prompts)) for tau, odds, prompts in (one, two)
         )
-        place = coordinates(first, second, (own, other, met), *self._kinds)
+        place = coordinates(first, second, (own, other, met), *self._flags)
         return exp(self._beside.neighbours.log_factor(place))
 
     def _cost(self, task: Running, heat: float) -> float:

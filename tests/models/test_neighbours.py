@@ -177,6 +177,21 @@ def test_prompts_and_decode_of_equal_kernels_are_told_apart() -> None:
     assert slowed < 0.85 < 0.95 * spared
 
 
+def test_pairs_with_and_without_priority_are_told_apart() -> None:
+    """What pairs without priorities say is told of those more than of the same pairs with them."""
+    asked = demands(1500, 16, (1.0, 1.0))
+    rates = spatial(LAW).rates(asked)
+    process = Process(np.full(len(COORDINATES), 1.0), 0.3, 0.02, 0.01)
+    slower = [Pair("mps", False, asked, [rates[0], rates[1] * 0.8])] * 20
+    learnt, _ = with_neighbours(LAW.with_values(passed_equal=LAW.value("passed")), slower, process)
+    equals, firsts = (
+        sharing_for("mps", learnt, decode_first=first).rates(asked)[1] / rates[1]
+        for first in (False, True)
+    )
+    assert equals < 0.85
+    assert firsts > 0.88
+
+
 def test_what_jumps_from_pair_to_pair_is_not_carried_on() -> None:
     """The more of what a pair says is its own, the less is told of one at the same place."""
     asked = demands(1500, 16, (1.0, 1.0))

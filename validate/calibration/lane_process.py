@@ -209,8 +209,7 @@ def _partitions(booth: Booth, device: torch.device) -> list[Partition | None]:
     index = device.index or 0
     if booth.percents is not None:
         return [*green_partitions(booth.percents, index)]
-    phases = ["both" if lane.equal else lane.phase for lane in booth.lanes]
-    return [*priority_streams(phases, index)]
+    return [*priority_streams([lane.role for lane in booth.lanes], index)]
 
 
 def _models(needs: Needs, estate: Estate, kept: ExitStack) -> Models:

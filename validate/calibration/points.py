@@ -63,6 +63,11 @@ class Lane:
     group: int = 0
     equal: bool = False
 
+    @property
+    def role(self) -> str:
+        """The phase of the workers that its stream's priority is of: "both" have none."""
+        return "both" if self.equal else self.phase
+
 
 @dataclass(frozen=True, slots=True)
 class Point:

@@ -5,7 +5,7 @@ against 170 us for 2,048 tokens of Llama-3.1-8B), but it builds a plan for each 
 each. So prompts are rounded up to a few lengths, whose plans are made beforehand: the rows of a
 causal attention do not see what follows them, and the results of rows beyond the prompt are dropped.
 Whoever makes q, k and v makes them that much longer (`PromptAttention.rows`): to copy them would
-take six more kernels in each layer of eleven.
+take six more kernels in each layer, a fill and a copy for each.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class PromptAttention:
         """How many rows q, k and v must have for a batch of *count* rows: as many, or some more."""
         fresh = (span for span in spans if not span.context)
         ends = (span.start + (self._planned(span.stop - span.start) or 0) for span in fresh)
-        return max(count, *ends, 0)
+        return max([count, *ends])
 
     def attend(
         self,

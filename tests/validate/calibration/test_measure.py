@@ -7,13 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from splitwiser.validate.calibration.lane import Done
 from splitwiser.validate.calibration.measure import measure
 from splitwiser.validate.calibration.plans import cpu_plan, decode, prefill
-from splitwiser.validate.calibration.points import Kernel, Lane, Plan, Point, Stage
+from splitwiser.validate.calibration.points import Kernel, Lane, Phase, Plan, Point, Stage
 from splitwiser.validate.calibration.raw import read_raw
 from splitwiser.validate.calibration.room import pruned
+from splitwiser.validate.calibration.stage_run import StageRun
 from splitwiser.validate.runtime.device import Device
+from splitwiser.validate.runtime.telemetry import Telemetry
 
 CPU = Device("cpu")
 
@@ -52,6 +57,20 @@ def test_a_row_tells_what_each_lane_was_granted(tmp_path: Path) -> None:
     (record,) = read_raw(tmp_path / "raw.jsonl")[1].values()
     cores = len(os.sched_getaffinity(0))
     assert [lane["sms"] for lane in record["lanes"]] == [cores, max(1, cores // 2)]
+
+
+def test_a_rate_and_its_launches_are_of_the_same_steps() -> None:
+    """The first step of a window ends no interval, and its launch counts as little."""
+    stage = small_plan().stages[0]
+    run = StageRun(stage, Device("cuda"), Telemetry(Device("cuda")))
+    steps = [[Done(0.1, 9.0), Done(0.2, 1e-3), Done(0.3, 3e-3)]]
+    assert run._host(steps)["host"] == pytest.approx([2e-3])
+
+
+@given(st.sampled_from(["prefill", "decode"]), st.booleans())
+def test_a_lane_that_runs_as_an_equal_has_no_priority(phase: Phase, equal: bool) -> None:
+    """Only decode has a stream of its own priority, and not where its lane is an equal of others."""
+    assert (Lane(phase, equal=equal).role == "decode") == (phase == "decode" and not equal)
 
 
 def test_a_kernel_that_fails_is_written_down_as_failed(tmp_path: Path) -> None:
