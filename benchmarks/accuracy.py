@@ -42,7 +42,7 @@ def part_alone() -> tuple[list[Score], list[str]]:
         "Fitted on Llama-3.1-8B and OPT-125m; judged on OPT-1.3B, Llama-3.2-3B, Qwen2.5-7B and on",
         "sizes of Llama-3.1-8B between those fitted. Bound by launches: a launch took the host 90 % of",
         "the step or more. Hosts differ from one second to the next, so the prediction is told what it",
-        "took; `modelled`: it is not. Another card: never calibrated, a quarter of an hour later.",
+        "took; `modelled`: it is not. Another card: never calibrated, hours later.",
         "`measured again`: the same phases on both cards.",
     ]
 

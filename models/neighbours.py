@@ -25,7 +25,6 @@ COORDINATES = (
     *("whether it computes prompts", "the same of the neighbour"),
     *("share of the SMs", "the same of the neighbour", "share that both may use"),
     "whether the SMs are divided for good (green contexts)",
-    "whether decode has priority",
 )
 LEAST_MIX = 1e-4  # parts of arithmetic nearer to 0 and to 1 are not told apart
 
@@ -47,14 +46,14 @@ class Kind(NamedTuple):
 
 
 def coordinates(
-    own: Kind, other: Kind, shares: tuple[float, float, float], parts: bool, decode_first: bool
+    own: Kind, other: Kind, shares: tuple[float, float, float], parts: bool
 ) -> tuple[float, ...]:
     """Return where a step beside a neighbour stands, as `COORDINATES` names it.
 
     *shares* are those of both and the part of the SMs that both may use.
     """
     kinds = (own.tau, other.tau, own.odds, other.odds, own.prompts, other.prompts)
-    return (*kinds, *shares, float(parts), float(decode_first))
+    return (*kinds, *shares, float(parts))
 
 
 @dataclass(frozen=True)

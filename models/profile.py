@@ -18,7 +18,7 @@ from splitwiser.models.neighbours import Neighbours
 if TYPE_CHECKING:
     from splitwiser.models.profile_file import ParameterEntry
 
-VERSION = 5
+VERSION = 6
 BUILT_IN = Path(__file__).parent / "profiles"
 
 
@@ -72,11 +72,17 @@ PARAMETERS: Mapping[str, Meaning] = {
     ),
     "wait_compute": Meaning("the same for those of a step bound by arithmetic", "1", 0.0, 16.0),
     "passed": Meaning("memory-bound kernels that pass for each of arithmetic", "1", 0.1, 64.0),
-    "passed_equal": Meaning("the same where decode has no priority", "1", 0.1, 64.0),
+    "yielded": Meaning("part of prompts' kernels between which priority passes", "1", 0.0, 1.0),
     "crowding": Meaning(
         "how much oftener memory-bound steps come, per further one", "1", 0.0, 16.0
     ),
-    "contention": Meaning("slow-down of memory-bound steps by others on other SMs", "1", 0.0, 4.0),
+    "contention_memory": Meaning(
+        "slow-down of memory-bound steps by such on other SMs", "1", 0.0, 4.0
+    ),
+    "contention_compute": Meaning("the same by a step bound by arithmetic", "1", 0.0, 4.0),
+    "narrow": Meaning(
+        "how far steps slow with SMs, where launched for more; 1: in proportion", "1", 0.0, 1.0
+    ),
     "power_memory": Meaning("part of a step's time that a falling clock stretches", "1", 0.0, 4.0),
     "power_compute": Meaning("the same for a step bound by arithmetic", "1", 0.0, 4.0),
     "second_wave": Meaning("compute lost to whole-device grids, times the part", "1", 0.0, 4.0),

@@ -7,6 +7,7 @@ from functools import lru_cache
 from splitwiser.models.names import unknown_name
 from splitwiser.models.profile import Profile
 from splitwiser.models.regimes import Exclusive, Sharing, TimeSlice
+from splitwiser.models.shares import Growth
 from splitwiser.models.spatial import Beside, Spatial
 
 REGIMES = ("exclusive", "time_slice", "mps", "streams", "green_contexts")
@@ -37,15 +38,17 @@ def sharing_for(regime: str, profile: Profile, *, decode_first: bool = True) -> 
             regime,
             Beside(
                 (value("wait_memory"), value("wait_compute")),
-                value("passed" if decode_first else "passed_equal"),
-                value("contention"),
+                value("passed"),
+                value("yielded") if decode_first else 0.0,
+                (value("contention_memory"), value("contention_compute")),
+                Growth(
+                    (value("compute_knee"), value("compute_bend")),
+                    (value("bandwidth_knee"), value("bandwidth_bend")),
+                    value("narrow"),
+                ),
                 (value("power_memory"), value("power_compute")),
-                value("compute_knee"),
-                value("compute_bend"),
-                (value("bandwidth_knee"), value("bandwidth_bend")),
                 value("crowding"),
                 profile.neighbours,
             ),
-            decode_first=decode_first,
         )
     raise unknown_name("sharing", regime, REGIMES)

@@ -2,21 +2,23 @@
 
 With x_j the part of the time in which j's kernels run (its seconds alone on its SMs, per second),
 
-    1/x_i = h_i + 1 + P_i + S_ij * x_j,   1 + S_ij = (1 + C_i*(1 - o_ij) + w_ij) * G_ij
+    1/x_i = h_i + 1 + P_i + S_ij * x_j,   1 + S_ij = (1 + C_ij*(1 - o_ij) + w_ij) * G_ij
     1/w_ij^2 = 1/(W_j*(1 + q_ij)*o_ij)^2 + 1/f_ij^2
-    q_ij = tau_j/tau_i * N^(a_i - a_j)
+    1/q_ij = Y_ij + tau_i/tau_j * N^(a_j - a_i)
 
 and no more than its launches from the host allow. h_i is the overhead after i's step over the time
-of its kernels, P_i what its clock loses to the power of the others, C_i their contention on other
-SMs, w_ij the wait of its kernels for those of j on shared SMs (tau: mean time of a kernel, a: how
-far arithmetic binds it, o_ij: part of j's kernels that meet i's), f_ij what i loses by running on
-those SMs only where it does not meet j, and G_ij what measured pairs like these say beyond the law
-(`models/neighbours.py`).
+of its kernels, P_i what its clock loses to the power of the others, C_ij the contention of j on
+other SMs, w_ij the wait of its kernels for those of j on shared SMs (tau: mean time of a kernel, a:
+how far arithmetic binds it, o_ij: part of j's kernels that meet i's), Y_ij the part of j's kernels
+that yields to i's, f_ij what i loses by running on those SMs only where it does not meet j, and G_ij
+what measured pairs like these say beyond the law (`models/neighbours.py`).
 
 Kernels on the same SMs take turns. With W = 1 tasks of one kind run one kernel each by turns and
-none at once; of two kinds N light ones pass for each that arithmetic binds. So a task loses to each
-of several neighbours what it loses to that one in a pair (`models/balance.py`), and the more light
-tasks there are, the oftener they come before the others. docs/model.md states every symbol.
+none at once; of two kinds N light ones pass for each that arithmetic binds. GEMMs and prompt
+attention hold their SMs to the end; the element-wise kernels of prompts are thousands of short
+blocks, between which those with priority come at once. So a task loses to each of several neighbours
+what it loses to that one in a pair (`models/balance.py`), and the more light tasks there are, the
+oftener they come before the others. docs/model.md states every symbol.
 """
 
 from __future__ import annotations
@@ -28,25 +30,24 @@ from typing import NamedTuple
 
 from splitwiser.models.balance import Matrix, balanced, crowd
 from splitwiser.models.cost import Demand
-from splitwiser.models.kernels import saturation
 from splitwiser.models.neighbours import Kind, Neighbours, coordinates
 from splitwiser.models.regimes import Sharing
+from splitwiser.models.shares import Growth, Shares, overlap
 
 
 class Beside(NamedTuple):
-    """The parameters of `Spatial`; *power* is for steps bound by memory, by arithmetic, *wait* for
-    those beside such steps.
+    """The parameters of `Spatial`; *power* is for steps bound by memory, by arithmetic, *wait* and
+    *contention* for those beside such steps.
 
-    *knee* and *bend* say how arithmetic grows with the SMs, *reach* (both) how traffic does.
+    *yielded* is 0 where decode has no priority. *growth* says what SMs are worth to a step.
     """
 
     wait: tuple[float, float]
     passed: float
-    contention: float
+    yielded: float
+    contention: tuple[float, float]
+    growth: Growth
     power: tuple[float, float]
-    knee: float
-    bend: float
-    reach: tuple[float, float]
     crowding: float
     neighbours: Neighbours | None = None
 
@@ -61,7 +62,8 @@ class Running(NamedTuple):
     `use` is the part of its time alone in which its kernels run, `idle` its overhead over the time
     of its kernels, `tau` the mean time of a kernel in seconds, `mix` the part of it that is
     arithmetic; `light`, in [0, 1], how far it is from wanting every SM; `share` the part of the SMs
-    that it may use; `cell` is where pairs with it are looked up.
+    that it may use; `prompts` whether it computes prompts; `cell` is where pairs with it are looked
+    up.
     """
 
     use: float
@@ -70,6 +72,7 @@ class Running(NamedTuple):
     mix: float
     light: float
     share: float
+    prompts: bool
     cell: Cell
 
 
@@ -93,13 +96,11 @@ class Spatial(Sharing):
     the data sheet's limits; parameters between their two values go with that part.
     """
 
-    def __init__(self, regime: str, beside: Beside, *, decode_first: bool) -> None:
+    def __init__(self, regime: str, beside: Beside) -> None:
         self.regime = regime
-        self._flags = regime == "green_contexts", decode_first
+        self._parts = regime == "green_contexts"
         self._beside = beside
-        # Shares are few, and the powers of them costly.
-        self._meeting = cache(self._find_meeting)
-        self._speed = cache(self._find_speed)
+        self._shares = Shares(beside.growth)
         self._known = cache(self._find_known)
 
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
@@ -184,10 +185,9 @@ class Spatial(Sharing):
             x, w = rates[i] * one.use, rates[j] * two.use
             slow, heat = self._coupling(one, two, shares)
             measured = (1.0 / x - self._cost(one, heat)) / w
-            own = Kind.of(one.tau, one.mix, demands[i].prompt > 0.0)
-            other = Kind.of(two.tau, two.mix, demands[j].prompt > 0.0)
+            own, other = (Kind.of(task.tau, task.mix, task.prompts) for task in (one, two))
             met = one.share * overlap(one.share, two.share, shares)
-            place = coordinates(own, other, (one.share, two.share, met), *self._flags)
+            place = coordinates(own, other, (one.share, two.share, met), self._parts)
             log_factor = log(max(1.0 + measured, LEAST) / (1.0 + slow))
             held_back = one.use < HELD_BACK and rates[i] > HELD_BACK
             found.append(Implied(place, log_factor, w, held_back))
@@ -197,12 +197,12 @@ class Spatial(Sharing):
         seconds, busy, _, _, kernels, share, overhead, compute, memory, prompt = demand
         mix = compute / (compute + memory) if compute > 0.0 else 0.0
         tau = busy / kernels if kernels > 0.0 else busy
-        cell = (0, 0, False)
+        prompts, cell = prompt > 0.0, (0, 0, False)
         if self._beside.neighbours is not None:
-            kind = Kind.of(tau, mix, prompt > 0.0)
-            cell = (round(CELLS * kind[0]), round(CELLS * kind[1]), prompt > 0.0)
+            kind = Kind.of(tau, mix, prompts)
+            cell = (round(CELLS * kind[0]), round(CELLS * kind[1]), prompts)
         light = max(0.0, 1.0 - mix / COMPUTE_BOUND)
-        return Running(busy / seconds, overhead / busy, tau, mix, light, share, cell)
+        return Running(busy / seconds, overhead / busy, tau, mix, light, share, prompts, cell)
 
     def _coupling(
         self, one: Running, two: Running, shares: float, left: float = 1.0
@@ -211,50 +211,28 @@ class Spatial(Sharing):
 
         *left* is the part that others leave of the SMs on which the two do not meet.
         """
-        _, _, tau, mix, _, own, _ = one
-        use, _, other_tau, other_mix, _, other, _ = two
+        _, _, tau, mix, _, own, prompts, cell = one
+        use, _, other_tau, other_mix, _, other, other_prompts, other_cell = two
         b = self._beside
-        apart, met, hotter, escape, costly = self._meeting(own, other, shares)
-        slow = b.contention * (1.0 - mix) * apart
+        apart, met, hotter, escape, costly = self._shares.meeting(own, other, shares)
+        contention, least = b.contention
+        slow = (contention + (least - contention) * other_mix) * (1.0 - mix) * apart
         if met > 0.0:
             wait, most = b.wait
-            turns = 1.0 + other_tau / tau * b.passed ** (mix - other_mix)
-            waits = (wait + (most - wait) * other_mix) * met * turns
+            turn = other_tau / tau * b.passed ** (mix - other_mix)
+            if other_prompts and not prompts:
+                turn /= 1.0 + b.yielded * turn
+            waits = (wait + (most - wait) * other_mix) * met * (1.0 + turn)
             if left < 1.0:
-                escape, costly = self._escape(own, own * apart * left)
+                escape, costly = self._shares.escape(own, own * apart * left)
             if waits > 0.0 and escape < inf:
                 elsewhere = escape + (costly - escape) * mix
                 waits *= elsewhere / hypot(waits, elsewhere)
             slow += waits
         if b.neighbours is not None:
-            known = self._known(one[6], two[6], own, other, own * (1.0 - apart))
+            known = self._known(cell, other_cell, own, other, own * (1.0 - apart))
             slow = (1.0 + slow) * known - 1.0
         return slow, use * hotter
-
-    def _find_meeting(
-        self, own: float, other: float, shares: float
-    ) -> tuple[float, float, float, float, float]:
-        """Return what depends on shares alone.
-
-        The part of a neighbour's kernels on other SMs, and on the same, the SMs that a task may not
-        use and its neighbour may; and what `_escape` says of those where they do not meet.
-        """
-        shared = overlap(own, other, shares)
-        apart = 1.0 - shared
-        return apart, shared, min(other, 1.0 - own), *self._escape(own, own * apart)
-
-    def _escape(self, own: float, free: float) -> tuple[float, float]:
-        """Return how much longer, as a part, a task takes on its SMs that are *free*.
-
-        First one bound by memory, then one bound by arithmetic.
-        """
-        if free <= NO_SM:
-            return inf, inf
-        b = self._beside
-        return (
-            saturation(own, *b.reach) / saturation(free, *b.reach) - 1.0,
-            saturation(own, b.knee, b.bend) / saturation(free, b.knee, b.bend) - 1.0,
-        )
 
     def _find_known(self, one: Cell, two: Cell, own: float, other: float, met: float) -> float:
         """Return the factor that measured pairs give, in the middle of cells."""
@@ -262,7 +240,7 @@ class Spatial(Sharing):
         first, second = (
             Kind(tau / CELLS, odds / CELLS, float(prompts)) for tau, odds, prompts in (one, two)
         )
-        place = coordinates(first, second, (own, other, met), *self._flags)
+        place = coordinates(first, second, (own, other, met), self._parts)
         return exp(self._beside.neighbours.log_factor(place))
 
     def _cost(self, task: Running, heat: float) -> float:
@@ -271,33 +249,12 @@ class Spatial(Sharing):
         if heat > 0.0:
             own = task[5]
             power, most = self._beside.power
-            cooler = self._speed(own) / self._find_speed(own + heat) - 1.0
+            cooler = self._shares.speed(own) / self._shares.find_speed(own + heat) - 1.0
             cost += (power + (most - power) * task[3]) * cooler
         return cost
 
-    def _find_speed(self, share: float) -> float:
-        """The speed of one SM where *share* of them work, over that where all do: power limits it."""
-        if share >= 1.0:
-            return 1.0
-        return saturation(share, self._beside.knee, self._beside.bend) / share
-
 
 CELLS = 20.0  # for each factor of e: a cell is 5 % wide, and tells its pairs within 2 %
-NO_SM = 0.005  # of the device: less than one SM of any
 HELD_BACK = 0.9  # of the rate that host and overhead allow: who is as fast waits for them at times
 LEAST = 0.3  # slow-downs below this, times the kernels' own time, are noise
 COMPUTE_BOUND = 0.6  # of a step's time at the data sheet's limits: its kernels want every SM
-
-
-def overlap(own: float, other: float, shares: float) -> float:
-    """Return the part of a neighbour's kernels that meet a task's on the same SMs, in [0, 1].
-
-    SM shares are limits, not places: of two tasks at least (own + other - 1)/own of the task's SMs
-    are shared; of many tasks that together may use *shares* > 1 times the device, a task meets on
-    average (shares - 1) others, by their sizes.
-    """
-    if shares <= 1.0:
-        return 0.0
-    pair = (own + other - 1.0) / own
-    crowd = (shares - 1.0) * other / (shares - own)
-    return min(max(pair, crowd), 1.0)  # rounding may lift a whole overlap above 1

@@ -93,7 +93,7 @@ def test_a_cell_is_smaller_than_what_it_tells(side: tuple[int, int, tuple[float,
         for task, prompts in zip(map(law._running, asked), (True, False), strict=True)
     ]
     met = max(0.0, sum(side[2]) - 1.0)
-    exact = known.log_factor(coordinates(kinds[0], kinds[1], (*side[2], met), False, True))
+    exact = known.log_factor(coordinates(kinds[0], kinds[1], (*side[2], met), False))
     assert (1 + slow[H200][0]) / (1 + slow[LAW][0]) == pytest.approx(exp(exact), rel=0.02)
 
 
@@ -135,7 +135,7 @@ def test_who_hardly_runs_teaches_little() -> None:
         for asked in (demands(t, b, (1.0, 1.0)) for t in (100, 1600, 6400) for b in (1, 8, 64, 150))
     ]
     sure = [told(1.0, 1.0)] * 8
-    process = Process(np.array([2.7] * 4 + [1.8, 1.8, 0.9, 0.9, 1.4, 1.8, 1.8]), 0.2, 0.05, 0.01)
+    process = Process(np.array([2.7] * 4 + [1.8, 1.8, 0.9, 0.9, 1.4, 1.8]), 0.2, 0.05, 0.01)
     learnt, _ = with_neighbours(LAW, [*others, *sure, *[told(30.0, 0.97)] * 8], process)
     asked = told(1.0, 1.0).demands
     assert spatial(learnt).rates(asked)[1] == pytest.approx(spatial(LAW).rates(asked)[1], rel=0.02)
@@ -175,21 +175,6 @@ def test_prompts_and_decode_of_equal_kernels_are_told_apart() -> None:
         for asked in ([first, second], [first._replace(prompt=0.0), second])
     )
     assert slowed < 0.85 < 0.95 * spared
-
-
-def test_pairs_with_and_without_priority_are_told_apart() -> None:
-    """What pairs without priorities say is told of those more than of the same pairs with them."""
-    asked = demands(1500, 16, (1.0, 1.0))
-    rates = spatial(LAW).rates(asked)
-    process = Process(np.full(len(COORDINATES), 1.0), 0.3, 0.02, 0.01)
-    slower = [Pair("mps", False, asked, [rates[0], rates[1] * 0.8])] * 20
-    learnt, _ = with_neighbours(LAW.with_values(passed_equal=LAW.value("passed")), slower, process)
-    equals, firsts = (
-        sharing_for("mps", learnt, decode_first=first).rates(asked)[1] / rates[1]
-        for first in (False, True)
-    )
-    assert equals < 0.85
-    assert firsts > 0.88
 
 
 def test_what_jumps_from_pair_to_pair_is_not_carried_on() -> None:
@@ -263,9 +248,9 @@ def test_a_file_gives_the_same_pairs_back(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"weights": [0.1, 0.2]}, "neighbours: 2 weights for 1 points"),
-        ({"scales": [1.0]}, "neighbours: scales must be 11 positive numbers"),
-        ({"points": [[1.0] * 8]}, "points.0 must be 11 coordinates"),
-        ({"points": [[1e9] * 11]}, "points.0 must be 11 coordinates between -100 and 100"),
+        ({"scales": [1.0]}, "neighbours: scales must be 10 positive numbers"),
+        ({"points": [[1.0] * 8]}, "points.0 must be 10 coordinates"),
+        ({"points": [[1e9] * 11]}, "points.0 must be 10 coordinates between -100 and 100"),
         ({"weights": [1e9]}, r"weights must lie between -1e\+06 and 1e\+06"),
     ],
 )

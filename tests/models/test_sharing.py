@@ -15,20 +15,26 @@ from splitwiser.models.gpu import gpu
 from splitwiser.models.kernels import saturation
 from splitwiser.models.profile import PARAMETERS, Profile, built_in_profiles, profile_for
 from splitwiser.models.regimes import water_fill
+from splitwiser.models.shares import Growth, Shares, overlap
 from splitwiser.models.sharing import REGIMES, sharing_for
-from splitwiser.models.spatial import Spatial, overlap
+from splitwiser.models.spatial import Spatial
 from splitwiser.models.work import prompt_pairs
 
 SHARED = st.sampled_from([regime for regime in REGIMES if regime != "exclusive"])
 SPATIAL = st.sampled_from(["mps", "streams", "green_contexts"])
 SHARING = ("quantum", "switch", "slice_hold", "wait_memory", "wait_compute", "passed")
-SHARING += ("clock_relief", "contention", "power_memory", "power_compute", "compute_knee")
-SHARING += ("compute_bend", "crowding")
+SHARING += ("clock_relief", "contention_memory", "contention_compute", "power_memory")
+SHARING += ("power_compute", "compute_knee", "compute_bend", "crowding", "yielded", "narrow")
 VALUES = st.fixed_dictionaries(
     {name: st.floats(PARAMETERS[name].lower, PARAMETERS[name].upper) for name in SHARING}
 )
 PROFILES = st.sampled_from(built_in_profiles()) | VALUES.map(
     lambda values: profile_for("a10").with_values(**values)
+)
+
+# On SMs of their own, steps slow each other by nothing.
+APART = dict.fromkeys(
+    ("contention_memory", "contention_compute", "power_memory", "power_compute"), 0.0
 )
 
 # What pairs say beyond the law knows kernels by their seconds, and need not fall with the SMs.
@@ -180,13 +186,17 @@ def test_who_runs_beside_them_takes_of_the_way_out() -> None:
 @pytest.mark.parametrize("share", [0.75, 0.85, 0.95])
 @pytest.mark.parametrize("tokens", [300, 2000, 8000])
 def test_what_a_neighbour_may_not_use_is_a_way_out(share: float, tokens: int) -> None:
-    """Beside a limited prefill decode keeps at least what the SMs give that are left to it alone."""
+    """Beside a limited prefill decode keeps at least what its kernels, launched for all SMs, reach on
+    those that are left to it alone.
+    """
     profile = replace(profile_for("h200"), neighbours=None)
-    profile = profile.with_values(contention=0.0, power_memory=0.0, power_compute=0.0)
+    profile = profile.with_values(**APART)
     alone = decode(profile, 1)._replace(compute=0.0)  # bound by memory altogether
     rate = sharing_for("mps", profile).rates([alone, prefill(profile, tokens, share)])[0]
     knee, bend = profile.value("bandwidth_knee"), profile.value("bandwidth_bend")
-    assert rate >= saturation(1.0 - share, knee, bend) * (1 - 1e-9)
+    narrow, left = profile.value("narrow"), 1.0 - share
+    least = saturation(left, knee, bend) ** (1.0 - narrow) * left**narrow
+    assert rate >= least * (1 - 1e-9)
     assert rate < 1.0
 
 
@@ -346,9 +356,8 @@ def test_equal_tasks_take_strict_turns(n: int, use: float, tau: float) -> None:
     """Where one kernel runs at a time, n equal tasks have the n-th part of the device each, or what
     their hosts let them have.
     """
-    strict = {"wait_memory": 1.0, "wait_compute": 1.0, "contention": 0.0}
-    cool = {"power_memory": 0.0, "power_compute": 0.0}
-    law = sharing_for("mps", profile_for("a10").with_values(**strict, **cool))
+    strict = {"wait_memory": 1.0, "wait_compute": 1.0}
+    law = sharing_for("mps", profile_for("a10").with_values(**strict, **APART))
     task = Demand(100 * tau / use, 100 * tau, 0.0, 0.0, 100.0, 1.0)
     assert law.rates([task] * n) == pytest.approx([min(1.0, 1.0 / (n * use))] * n)
 
@@ -358,9 +367,8 @@ def test_light_kernels_pass_by_their_number(passed: float, longer: float, prefil
     """Where one kernel runs at a time, *passed* kernels bound by memory run for each that arithmetic
     binds, whatever their lengths; those of one kind run equally often.
     """
-    values = {"wait_memory": 1.0, "wait_compute": 1.0, "contention": 0.0, "passed": passed}
-    cool = {"power_memory": 0.0, "power_compute": 0.0}
-    law = sharing_for("mps", profile_for("a10").with_values(**values, **cool))
+    values = {"wait_memory": 1.0, "wait_compute": 1.0, "passed": passed}
+    law = sharing_for("mps", profile_for("a10").with_values(**values, **APART))
     light = Demand(1e-2, 1e-2, 0.0, 0.0, 100.0, 1.0)
     heavy = light._replace(seconds=longer, busy=longer, compute=1e-9)
     rates = law.rates([light, *[heavy] * prefills])
@@ -370,27 +378,48 @@ def test_light_kernels_pass_by_their_number(passed: float, longer: float, prefil
     assert busy == pytest.approx(1.0)
 
 
-@given(st.integers(1000, 8000), st.integers(1, 64), st.floats(0.1, 64.0))
+@given(st.integers(500, 8000), st.integers(1, 64), st.floats(0.01, 1.0))
 @settings(max_examples=50, deadline=None)
-def test_priority_decides_only_how_many_kernels_pass(tokens: int, batch: int, often: float) -> None:
-    """Without priorities the law is that with them, with another number of kernels that pass; and the
-    more pass, the faster is decode beside a prompt that arithmetic binds.
+def test_priority_is_of_the_kernels_that_yield(tokens: int, batch: int, part: float) -> None:
+    """With priority decode runs at least as fast beside a prompt as without, by as much as kernels of
+    prompts yield, never beyond that part of the prompt's time beside its turns; the prompt, two
+    prompts and two decodes run as before or slower.
     """
-    base = replace(profile_for("h200"), neighbours=None)
-    tasks = [prefill(base, tokens), decode(base, batch)]
-    equals = sharing_for("mps", base.with_values(passed_equal=often), decode_first=False)
-    firsts = sharing_for("mps", base.with_values(passed=often))
-    assert equals.rates(tasks) == firsts.rates(tasks)
-    oftener = sharing_for("mps", base.with_values(passed=1.5 * often if often < 40 else 64.0))
-    assert oftener.rates(tasks)[1] >= firsts.rates(tasks)[1] * (1.0 - 1e-9)
+    base = replace(profile_for("h200").with_values(yielded=part), neighbours=None)
+    first, equal = (sharing_for("mps", base, decode_first=each) for each in (True, False))
+    long, step = prefill(base, tokens), decode(base, batch)
+    for pair in ([long, long], [step, step]):
+        assert first.rates(pair) == equal.rates(pair)
+    before, after = equal.rates([long, step]), first.rates([long, step])
+    assert after[0] <= before[0] * (1 + 1e-9)
+    assert after[1] > before[1]
+    none = sharing_for("mps", base.with_values(yielded=0.0))
+    assert none.rates([long, step]) == before
+
+
+@given(st.floats(0.3, 1.0), st.floats(0.05, 0.95), st.floats(0.0, 0.99))
+@settings(max_examples=50, deadline=None)
+def test_kernels_launched_for_more_sms_lose_up_to_the_ratio(
+    own: float, part: float, narrow: float
+) -> None:
+    """On a part of its SMs a step takes between what its traffic or arithmetic reach there and its
+    time over that part, and longer the less its grids fit.
+    """
+    found = [
+        Shares(Growth((1.0, 2.8), (0.2, 4.0), n)).escape(own, own * part)
+        for n in (0.0, narrow, narrow + 0.01, 1.0)
+    ]
+    for longer in map(list, zip(*found, strict=True)):
+        assert longer == sorted(longer)
+        assert longer[0] >= -1e-12
+        assert longer[-1] == pytest.approx(1.0 / part - 1.0)
 
 
 def test_limits_that_overlap_only_together_make_kernels_wait() -> None:
     """Of four tasks any two fit side by side and all do not: the waits of all cost them time, most
     where SMs are fewest, and cost two of them none.
     """
-    free = {"contention": 0.0, "power_memory": 0.0, "power_compute": 0.0}
-    profile = replace(profile_for("h200").with_values(**free), neighbours=None)
+    profile = replace(profile_for("h200").with_values(**APART), neighbours=None)
     never, always = (
         sharing_for("mps", profile.with_values(wait_memory=wait)) for wait in (0.0, 2.0)
     )

@@ -1,7 +1,7 @@
 """How well the H200 profile predicts rows that it was not fitted to, and what its effects are worth.
 
 The rows are committed: the profile is fitted to `calibration.jsonl`; `heldout-8.jsonl` was drawn at
-random and measured on the same card right after it, `heldout-9.jsonl` a quarter of an hour later on
+random and measured on the same card right after it, `heldout-10.jsonl` hours later on
 another card, by another seed.
 """
 
@@ -67,7 +67,7 @@ class H200:
             profile_for("h200"),
             tuple(row for row in fitted if not row.alone),
             unseen("heldout-8.jsonl"),
-            unseen("heldout-9.jsonl"),
+            unseen("heldout-10.jsonl"),
         )
 
 
@@ -220,7 +220,9 @@ def _two_cards(h200: H200) -> Score:
 EFFECTS: Mapping[str, Mapping[str, float]] = {
     "the whole law": {},
     "one kernel of each by turns, of both kinds": {"passed": 1.0},
-    "no contention on other SMs": {"contention": 0.0},
+    "no kernels of prompts yield to priority": {"yielded": 0.0},
+    "kernels launched for more SMs lose nothing by it": {"narrow": 0.0},
+    "no contention on other SMs": {"contention_memory": 0.0, "contention_compute": 0.0},
     "no power shared": {"power_memory": 0.0, "power_compute": 0.0},
     "light steps come no oftener the more they are": {"crowding": 0.0},
 }

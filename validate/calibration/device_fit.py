@@ -97,13 +97,15 @@ STAGES = (
         "phases beside each other",
         {
             "wait_memory": 0.6,
-            "contention": 0.3,
-            "wait_compute": 0.9,
-            "power_compute": 1.3,
-            "passed": 8.0,
-            "passed_equal": 4.0,
-            "power_memory": 0.4,
+            "contention_compute": 0.2,
+            "wait_compute": 1.2,
+            "power_compute": 1.0,
+            "passed": 3.0,
+            "narrow": 0.7,
+            "power_memory": 0.6,
             "crowding": 1.0,
+            "yielded": 0.06,
+            "contention_memory": 0.5,
         },
         lambda row: not row.alone and row.sharing in SPATIAL,
         NOISE_BESIDE,
@@ -207,8 +209,8 @@ def _decidable(stage: Stage, rows: Sequence[StepRow], gpu: Gpu) -> list[str]:
         names.remove("launch_host")  # read off, not fitted
     if "second_wave" in names and not any(row.sharing == "green_contexts" for row in rows):
         names.remove("second_wave")
-    if "passed_equal" in names and all(row.decode_first for row in rows):
-        names.remove("passed_equal")
+    if "yielded" in names and not any(row.decode_first for row in rows):
+        names.remove("yielded")
     if gpu.name == "cpu":  # torch threads stand for SMs, and no power limits them
         names = [name for name in names if not name.startswith("power") and name != "sustained"]
     return names[: rates // 3]

@@ -25,7 +25,7 @@ from splitwiser.models.spatial import Implied, Spatial
 Floats = NDArray[np.float64]
 
 # What counts as near in each of `COORDINATES`, before the pairs are asked.
-NEAR = np.array([2.7, 2.7, 2.7, 2.7, 1.8, 1.8, 0.9, 0.9, 1.4, 1.8, 1.8])
+NEAR = np.array([2.7, 2.7, 2.7, 2.7, 1.8, 1.8, 0.9, 0.9, 1.4, 1.8])
 SURE = 0.1  # weight of that prior on the log of a scale
 SCALES = (0.1, 12.0)  # bounds, in NEAR
 SPREADS = ((0.02, 1.0), (0.002, 0.4), (0.002, 0.4))  # bounds of the standard deviations

@@ -64,14 +64,14 @@ ROWS = [
 
 def test_rows_of_a_known_law_give_it_back() -> None:
     """Pairs made by a known law, with 1 % of noise, give its parameters within 4 standard errors."""
-    truth = TRUTH.with_values(wait_memory=0.8, contention=0.4, passed=5.0)
+    truth = TRUTH.with_values(wait_memory=0.8, contention_compute=0.4, passed=5.0)
     noise = np.random.default_rng(0).lognormal(0.0, 0.01, (len(ROWS), 2))
     made = [measured(row, truth) for row in ROWS]
     rows = [
         replace(row, rates=tuple(rate * e for rate, e in zip(row.rates, errors, strict=True)))
         for row, errors in zip(made, noise, strict=True)
     ]
-    start = {"wait_memory": 0.5, "contention": 0.2, "passed": 8.0}
+    start = {"wait_memory": 0.5, "contention_compute": 0.2, "passed": 8.0}
     found = fit(truth, start, beside(rows, SHEET, truth), noise=NOISE_BESIDE)
     for parameter in found.parameters:
         assert parameter.stderr is not None
@@ -131,7 +131,7 @@ def test_what_no_row_decides_keeps_its_value() -> None:
     """Pairs alone leave kernels, phases alone and time slices as the start has them."""
     records = [record(measured(row, TRUTH)) for row in ROWS]
     found = fit_device(records, SHEET, "bfloat16", TRUTH)
-    fitted = set(STAGES[-1].start) - {"passed_equal"}
+    fitted = set(STAGES[-1].start)
     assert {fit.title for fit in found.fits} == {STAGES[-1].title}
     for name, parameter in found.profile.parameters.items():
         assert name in fitted or parameter == TRUTH.parameters[name]
@@ -144,17 +144,17 @@ def eager(host: float, context: int) -> StepRow:
     return StepRow("time_slice", (load,), (1.0,), (1.0 / seconds,), hosts=(seconds,))
 
 
-def test_rows_without_priorities_say_how_many_kernels_pass_there() -> None:
-    """`passed_equal` is fitted to rows in which decode has no priority, and left alone without any."""
-    truth = TRUTH.with_values(passed=9.0, passed_equal=3.0, contention=0.4)
+def test_rows_with_priorities_say_how_much_yields_to_them() -> None:
+    """`yielded` is fitted to rows in which decode has priority, and left alone without any."""
+    truth = TRUTH.with_values(passed=4.0, yielded=0.1)
     equals = [replace(row, decode_first=False) for row in ROWS]
-    rows = [measured(row, truth) for row in (*ROWS, *equals)]
-    start = TRUTH.with_values(passed=5.0, passed_equal=5.0)
-    found = fit_device([record(row) for row in rows], SHEET, "bfloat16", start).profile
-    assert found.value("passed") == pytest.approx(9.0, rel=0.02)
-    assert found.value("passed_equal") == pytest.approx(3.0, rel=0.02)
-    found = fit_device([record(row) for row in rows[: len(ROWS)]], SHEET, "bfloat16", start).profile
-    assert found.value("passed_equal") == 5.0
+    rows = [record(measured(row, truth)) for row in (*ROWS, *equals)]
+    start = TRUTH.with_values(passed=5.0, yielded=0.03)
+    found = fit_device(rows, SHEET, "bfloat16", start).profile
+    assert found.value("passed") == pytest.approx(4.0, rel=0.02)
+    assert found.value("yielded") == pytest.approx(0.1, rel=0.02)
+    found = fit_device(rows[len(ROWS) :], SHEET, "bfloat16", start).profile
+    assert found.value("yielded") == 0.03
 
 
 def test_phases_alone_are_those_of_plain_processes() -> None:

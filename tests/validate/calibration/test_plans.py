@@ -11,19 +11,20 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from splitwiser.models.gpu import Gpu, gpus
+from splitwiser.models.gpu import Gpu, gpu, gpus
 from splitwiser.validate.calibration.plans import cpu_plan, gpu_plan
 from splitwiser.validate.calibration.points import Plan, kernel_key, point_key
 from splitwiser.validate.calibration.raw import read_raw
 from splitwiser.validate.calibration.step_plans import BATCHES, TOKENS, spread
+from splitwiser.validate.calibration.steps import StepRow, read_steps
 
 H200_BYTES = 150e9
 
 
-def heldout() -> ModuleType:
-    """The benchmark that measures the rows."""
-    path = Path(__file__).resolve().parents[3] / "benchmarks" / "heldout.py"
-    spec = importlib.util.spec_from_file_location("heldout", path)
+def benchmark(name: str) -> ModuleType:
+    """A script of `benchmarks/` as a module."""
+    path = Path(__file__).resolve().parents[3] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -37,13 +38,15 @@ def keys(plan: Plan) -> list[str]:
     return [*map(kernel_key, plan.kernels), *points]
 
 
-@pytest.mark.parametrize("plan", [gpu_plan(H200_BYTES), cpu_plan(), heldout().plan(0, H200_BYTES)])
+@pytest.mark.parametrize(
+    "plan", [gpu_plan(H200_BYTES), cpu_plan(), benchmark("heldout").plan(0, H200_BYTES)]
+)
 def test_every_measurement_has_a_name_of_its_own(plan: Plan) -> None:
     """No two measurements of a plan share a name, so that none takes another's place."""
     assert len(set(keys(plan))) == len(plan) == len(keys(plan))
 
 
-@pytest.mark.parametrize("plan", [gpu_plan(H200_BYTES), heldout().plan(0, H200_BYTES)])
+@pytest.mark.parametrize("plan", [gpu_plan(H200_BYTES), benchmark("heldout").plan(0, H200_BYTES)])
 def test_every_load_runs_in_a_lane_of_its_phase(plan: Plan) -> None:
     """No decode step has a prefill's priority, nor the other way round."""
     for stage in plan.stages:
@@ -58,16 +61,48 @@ def test_the_h200_was_measured_by_its_plan() -> None:
     assert set(keys(gpu_plan(float(conditions["memory_bytes"])))) == set(records)
 
 
-@pytest.mark.parametrize("seed", [8, 9])
+def test_only_jumps_scatter_about_a_line_through_neighbours() -> None:
+    """Rates that are a power of the prompt's length lie on that line, whatever their errors; where one
+    length alone jumps, its distance is the largest; the committed rows are all of the plan.
+    """
+    jumps = benchmark("jumps")
+    assert read_raw(jumps.RAW)[1].keys() == set(keys(jumps.plan()))
+    rows = read_steps(jumps.RAW, gpu("h200").sms)
+
+    def scatter(jump: float) -> list[list[str]]:
+        """The columns behind the phase, where the middle lengths' decode jumps."""
+        made = [
+            StepRow(
+                row.sharing,
+                row.loads,
+                row.shares,
+                (
+                    row.loads[0].tokens ** -0.9,
+                    jump if row.loads[0].tokens in jumps.CENTRES else 1.0,
+                ),
+            )
+            for row in rows
+        ]
+        lines = jumps.table(made, np.full((len(rows), 2), -0.25))
+        assert len(lines) == 1 + 2 * len(jumps.CENTRES) * len(jumps.DECODES)
+        return [line.split()[3:] for line in lines[1:]]
+
+    assert all(columns == ["0.0%", "0.0%", "25.0%"] for columns in scatter(1.0))
+    even, odd = scatter(1.1)[:2]
+    assert even == ["0.0%", "0.0%", "25.0%"]
+    assert odd[:2] == ["1.1%", "9.4%"]  # one of 17 lengths, most of its jump
+
+
+@pytest.mark.parametrize("seed", [8, 10])
 def test_the_h200_is_judged_by_a_plan_drawn_at_random(seed: int) -> None:
     """The committed rows that judge are all of one seed, none chosen by hand and none added; the
     first of the card that was calibrated, the others of another.
     """
     raw = Path(__file__).resolve().parents[3] / "benchmarks" / "h200" / f"heldout-{seed}.jsonl"
     conditions, records = read_raw(raw)
-    assert list(records) == keys(heldout().plan(seed, float(conditions["memory_bytes"])))
+    assert list(records) == keys(benchmark("heldout").plan(seed, float(conditions["memory_bytes"])))
     fitted, _ = read_raw(raw.with_name("calibration.jsonl"))
-    assert (conditions["uuid"] == fitted["uuid"]) == (seed == 8)  # 9: another card
+    assert (conditions["uuid"] == fitted["uuid"]) == (seed == 8)  # 10: another card
 
 
 @pytest.mark.parametrize("sheet", [g for g in gpus() if g.name != "cpu"], ids=lambda g: g.name)
@@ -112,7 +147,7 @@ def test_no_pair_of_the_held_out_rows_has_a_prompt_length_or_split_of_the_calibr
     """Rows that judge were never seen: neither their prompt lengths beside others, nor their phases'
     shares of the SMs.
     """
-    seen, judged = gpu_plan(H200_BYTES), heldout().plan(0, H200_BYTES)
+    seen, judged = gpu_plan(H200_BYTES), benchmark("heldout").plan(0, H200_BYTES)
     fitted = {tokens for _, _, tokens, lanes in loads(seen) if lanes > 1 and tokens}
     fitted_shares = {(kind, share) for kind, share, _, _ in loads(seen) if share}
     tokens = {tokens for _, _, tokens, lanes in loads(judged) if lanes > 1 and tokens}
