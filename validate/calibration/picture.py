@@ -24,7 +24,8 @@ PACKAGES = {"altair": "altair", "vl_convert": "vl-convert-python"}  # modules, a
 BAND = 0.10  # error that the grey band covers on either side
 SIDE = 330  # pixels of the square of measured against fitted
 ROW = 26  # pixels of a group's line of errors
-FEW = 10  # groups that ten well separated colours tell apart
+FEW, MANY = 10, 20  # groups that ten well separated colours tell apart, and twenty
+SHAPES = ("circle", "diamond", "triangle-up", "cross")  # where colours come again
 CROWD = 300  # rows from which points are small and let others through
 UNITS = {"s": "seconds, with SI prefixes", "1/s": "per second"}
 
@@ -72,14 +73,10 @@ def _drawing(residuals: Sequence[Residual], title: str, subtitle: str) -> alt.VC
 
     rows = _rows(residuals)
     groups = list(dict.fromkeys(row["group"] for row in rows))
-    color = alt.Color(
-        "group:N",
-        scale=alt.Scale(domain=groups, scheme="tableau10" if len(groups) <= FEW else "tableau20"),
-        legend=alt.Legend(title="group of rows", labelLimit=300, symbolOpacity=1.0),
-    )
+    looks = _looks(groups)
     units = list(dict.fromkeys(row["unit"] for row in rows))
-    squares = [_square([row for row in rows if row["unit"] == unit], unit, color) for unit in units]
-    errors = _errors(rows, groups, color, width=SIDE * len(units) + 100 * (len(units) - 1))
+    squares = [_square([row for row in rows if row["unit"] == unit], unit, looks) for unit in units]
+    errors = _errors(rows, groups, looks, width=SIDE * len(units) + 100 * (len(units) - 1))
     drawing: alt.VConcatChart = (
         alt.vconcat(alt.hconcat(*squares, spacing=40), errors, spacing=30)
         .properties(
@@ -91,6 +88,21 @@ def _drawing(residuals: Sequence[Residual], title: str, subtitle: str) -> alt.VC
         .configure_legend(titleFontWeight="normal")
     )
     return drawing
+
+
+def _looks(groups: Sequence[str]) -> tuple[alt.Color, alt.Shape]:
+    """Return a colour and a shape for each group, no two of them alike, in one legend."""
+    import altair as alt
+
+    legend = alt.Legend(
+        title="group of rows", labelLimit=300, symbolOpacity=1.0, symbolLimit=len(groups)
+    )
+    colors = alt.Scale(domain=groups, scheme="tableau10" if len(groups) <= FEW else "tableau20")
+    shapes = [SHAPES[place // MANY % len(SHAPES)] for place in range(len(groups))]
+    return (
+        alt.Color("group:N", scale=colors, legend=legend),
+        alt.Shape("group:N", scale=alt.Scale(domain=groups, range=shapes), legend=legend),
+    )
 
 
 def _rows(residuals: Sequence[Residual]) -> list[dict[str, Any]]:
@@ -120,7 +132,7 @@ def _text(text: str) -> str:
 
 
 def _square(
-    rows: Sequence[dict[str, Any]], unit: str, color: alt.Color
+    rows: Sequence[dict[str, Any]], unit: str, looks: tuple[alt.Color, alt.Shape]
 ) -> alt.LayerChart | alt.FacetChart:
     """Return fitted over measured values on logarithmic axes, with y = x and the band around it."""
     import altair as alt
@@ -136,7 +148,7 @@ def _square(
     y = alt.Y("low:Q", scale=scale, axis=axis, title=f"fitted ({name})")
     band = line.mark_area(color="#999999", opacity=0.25, clip=True).encode(x, y, alt.Y2("high:Q"))
     equal = line.mark_line(color="#555555", strokeWidth=1).encode(x, alt.Y("x:Q"))
-    points = _points(rows).encode(alt.X("measured:Q"), alt.Y("fitted:Q"), color)
+    points = _points(rows).encode(alt.X("measured:Q"), alt.Y("fitted:Q"), *looks)
     return alt.layer(band, equal, points).properties(
         width=SIDE,
         height=SIDE,
@@ -145,7 +157,10 @@ def _square(
 
 
 def _errors(
-    rows: Sequence[dict[str, Any]], groups: Sequence[str], color: alt.Color, width: float
+    rows: Sequence[dict[str, Any]],
+    groups: Sequence[str],
+    looks: tuple[alt.Color, alt.Shape],
+    width: float,
 ) -> alt.LayerChart | alt.FacetChart:
     """Return each row's error on its group's line, with the band."""
     import altair as alt
@@ -168,7 +183,8 @@ def _errors(
         .mark_rule(color="#555555", strokeWidth=1)
         .encode(alt.X("zero:Q"))
     )
-    points = _points(rows).encode(alt.X("error:Q"), alt.Y("line:N", sort=lines, title=None), color)
+    line = alt.Y("line:N", sort=lines, title=None)
+    points = _points(rows).encode(alt.X("error:Q"), line, *looks)
     return alt.layer(band, zero, points).properties(width=width, height=ROW * len(groups))
 
 
@@ -181,7 +197,7 @@ def _points(rows: Sequence[dict[str, Any]]) -> alt.Chart:
     told += [alt.Tooltip(f"{name}:Q", format=".4~g") for name in ("measured", "fitted")]
     told += [alt.Tooltip("error:Q", format="+.1%")]
     base = alt.Chart(alt.InlineData(values=list(rows)))
-    points: alt.Chart = base.mark_circle(
-        size=15 if crowded else 45, opacity=0.4 if crowded else 0.75
+    points: alt.Chart = base.mark_point(
+        filled=True, size=15 if crowded else 45, opacity=0.4 if crowded else 0.75
     )
     return points.encode(tooltip=told)

@@ -75,7 +75,7 @@ def test_the_svg_names_axes_groups_and_errors(calibration: Calibration) -> None:
 
 
 def _is_point(path: ElementTree.Element) -> bool:
-    return path.get("aria-roledescription") == "circle"
+    return path.get("aria-roledescription") == "point"
 
 
 def test_the_png_is_one_and_large_enough(calibration: Calibration) -> None:
@@ -93,10 +93,21 @@ def test_a_picture_is_always_the_same(calibration: Calibration) -> None:
 
 
 def test_many_rows_and_groups_fit(calibration: Calibration) -> None:
-    """Six thousand rows in a dozen groups are drawn, more than altair takes unasked."""
+    """Six thousand rows in a dozen groups are drawn, more than altair takes unasked; of dozens of
+    groups no two look alike.
+    """
     pytest.importorskip("altair")
     rows = [Residual(f"g{i % 12}", f"row {i}", "s", 1e-3 + i, 1.02e-3 + i) for i in range(6000)]
-    assert picture(rows, "many", "", ".svg").count(b'"circle"') >= 2 * 6000
+    assert picture(rows, "many", "", ".svg").count(b'"point"') >= 2 * 6000
+    rows = [Residual(f"g{i}", f"row {i}", "s", 1.0 + i, 1.02 + i) for i in range(45)]
+    root = ElementTree.fromstring(picture(rows, "many", "", ".svg"))
+    looks = [
+        (symbol.get("fill"), symbol.get("d"))
+        for part in root.iter()
+        if "role-legend-symbol" in part.get("class", "")
+        for symbol in part.iter("{http://www.w3.org/2000/svg}path")
+    ]
+    assert len(looks) == len(set(looks)) == 45
 
 
 def test_another_suffix_is_refused() -> None:
