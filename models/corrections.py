@@ -105,11 +105,22 @@ class Correction:
     factors: tuple[tuple[float, ...], ...]
 
     def surface(self, kind: str, shape: Sequence[float]) -> Surface:
-        """Return the factors of a shape of *kind*: those of the shapes around it."""
-        known = np.array([position(kind, other) for other in self.shapes])
-        squared = ((known - position(kind, shape)) ** 2).sum(axis=1)
-        weights = 1.0 / np.maximum(squared, NEAREST**2) ** 2
-        return Surface(self.axes, weights @ self._logs / (weights.sum() + REACH**-4))
+        """Return the factors of a shape of *kind*: those of the shapes around it.
+
+        Whatever else a profile says, they stay the same: fits and searches ask for few shapes often.
+        """
+        key = (kind, tuple(shape))
+        if key not in self._surfaces:
+            known = np.array([position(kind, other) for other in self.shapes])
+            squared = ((known - position(kind, shape)) ** 2).sum(axis=1)
+            weights = 1.0 / np.maximum(squared, NEAREST**2) ** 2
+            logs = weights @ self._logs / (weights.sum() + REACH**-4)
+            self._surfaces[key] = Surface(self.axes, logs)
+        return self._surfaces[key]
+
+    @cached_property
+    def _surfaces(self) -> dict[tuple[str, tuple[float, ...]], Surface]:
+        return {}
 
     @cached_property
     def _logs(self) -> NDArray[np.float64]:

@@ -132,16 +132,12 @@ class KernelModel:
         self.decode_block = value("decode_block")
         self.mixed_decode = value("mixed_decode")
         self._corrections = profile.corrections
-        self._kept: dict[tuple[str, tuple[float, ...]], Surface] = {}
 
     def surface(self, kind: str, shape: Sequence[float]) -> Surface | None:
         """Return the correction of a shape (None where the profile has none of its kind)."""
         if kind not in self._corrections:
             return None
-        key = (kind, tuple(shape))
-        if key not in self._kept:
-            self._kept[key] = self._corrections[kind].surface(kind, shape)
-        return self._kept[key]
+        return self._corrections[kind].surface(kind, shape)
 
     def gemm(self, m: ArrayLike, n: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
         """Return the seconds of GEMMs of *m* rows: (m x k) times (k x n), weights from DRAM."""
