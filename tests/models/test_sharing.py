@@ -381,9 +381,8 @@ def test_light_kernels_pass_by_their_number(passed: float, longer: float, prefil
 @given(st.integers(500, 8000), st.integers(1, 64), st.floats(0.01, 1.0))
 @settings(max_examples=50, deadline=None)
 def test_priority_is_of_the_kernels_that_yield(tokens: int, batch: int, part: float) -> None:
-    """With priority decode runs at least as fast beside a prompt as without, by as much as kernels of
-    prompts yield, never beyond that part of the prompt's time beside its turns; the prompt, two
-    prompts and two decodes run as before or slower.
+    """With priority decode is faster beside a prompt, and the prompt no faster, where kernels of
+    prompts yield; two prompts, two decodes, and all where nothing yields run as without priority.
     """
     base = replace(profile_for("h200").with_values(yielded=part), neighbours=None)
     first, equal = (sharing_for("mps", base, decode_first=each) for each in (True, False))
