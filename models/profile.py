@@ -79,7 +79,9 @@ PARAMETERS: Mapping[str, Meaning] = {
     "contention_memory": Meaning(
         "slow-down of memory-bound steps by such on other SMs", "1", 0.0, 4.0
     ),
-    "contention_compute": Meaning("the same by a step bound by arithmetic", "1", 0.0, 4.0),
+    "contention_compute": Meaning(
+        "slow-down of memory-bound steps by arithmetic on other SMs", "1", 0.0, 4.0
+    ),
     "narrow": Meaning(
         "how far steps slow with SMs, where launched for more; 1: in proportion", "1", 0.0, 1.0
     ),

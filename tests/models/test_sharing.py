@@ -378,6 +378,21 @@ def test_light_kernels_pass_by_their_number(passed: float, longer: float, prefil
     assert busy == pytest.approx(1.0)
 
 
+@given(st.floats(0.0, 4.0), st.floats(0.0, 4.0))
+def test_contention_is_by_what_the_neighbour_is_bound_by(memory: float, compute: float) -> None:
+    """On SMs of its own a memory-bound step loses `contention_memory` of what another such runs, and
+    `contention_compute` of what a step bound by arithmetic runs, which itself loses nothing.
+    """
+    values = {**APART, "contention_memory": memory, "contention_compute": compute}
+    law = sharing_for("mps", profile_for("a10").with_values(**values))
+    light = Demand(1e-2, 1e-2, 0.0, 0.0, 100.0, 0.5)
+    heavy = light._replace(compute=1e-2)
+    one, two = law.rates([light, light])
+    assert one == pytest.approx(two)
+    assert one * (1.0 + memory * one) == pytest.approx(1.0)
+    assert law.rates([light, heavy]) == pytest.approx([1.0 / (1.0 + compute), 1.0])
+
+
 @given(st.integers(500, 8000), st.integers(1, 64), st.floats(0.01, 1.0))
 @settings(max_examples=50, deadline=None)
 def test_priority_is_of_the_kernels_that_yield(tokens: int, batch: int, part: float) -> None:
