@@ -29,7 +29,7 @@ from splitwiser.validate.runtime.device import device_named
 RAW = Path(__file__).parent / "h200" / "jumps.jsonl"
 CENTRES, DECODES = (520, 1400, 2700), ((4, 800), (48, 1000))  # tokens; sequences at a context
 EACH_WAY = 8  # lengths, one per cent of the centre apart
-HEAD = f"{'prompts':>13}  {'decode':>8}  {'phase':<8}{'scatter':>9}{'at most':>9}{'MAPE':>8}"
+HEAD = f"{'prompts':>13}  {'decode':>8}  {'phase':<8}{'scatter':>9}{'at most':>9}{'MAPE':>8}{'host':>8}"
 
 
 def plan() -> Plan:
@@ -47,23 +47,27 @@ def _places() -> range:
 
 
 def table(rows: list[StepRow], errors: NDArray[np.float64]) -> list[str]:
-    """A line for each centre, decode step and phase; *errors* are of predicted rates, as *rows*."""
+    """A line for each centre, decode step and phase; *errors* are of predicted rates, as *rows*.
+
+    Every row has its hosts.
+    """
     tokens = np.array([row.loads[0].tokens for row in rows])
     steps = [(row.loads[1].batch, row.loads[1].context) for row in rows]
-    logs = np.log([row.rates for row in rows])
+    rates = np.array([row.rates for row in rows])
+    launching = np.array([row.hosts for row in rows], dtype=float) * rates
     lines = [HEAD]
     for centre, step in product(CENTRES, DECODES):
         near = np.abs(tokens / centre - 1.0) < (EACH_WAY + 0.5) / 100.0
         chosen = near & np.array([each == step for each in steps])
         along = np.log(tokens[chosen])
         for lane, phase in enumerate(("prefill", "decode")):
-            rates = logs[chosen, lane]
-            off = np.abs(np.expm1(rates - np.polyval(np.polyfit(along, rates, 1), along)))
+            logs = np.log(rates[chosen, lane])
+            off = np.abs(np.expm1(logs - np.polyval(np.polyfit(along, logs, 1), along)))
             size = np.abs(errors[chosen, lane]).mean()
             prompts = f"{tokens[chosen].min()}-{tokens[chosen].max()}"
             lines.append(
                 f"{prompts:>13}  {step[0]:>3}x{step[1]:<4}  {phase:<8}{off.mean():>9.1%}"
-                f"{off.max():>9.1%}{size:>8.1%}"
+                f"{off.max():>9.1%}{size:>8.1%}{np.median(launching[chosen, lane]):>8.0%}"
             )
     return lines
 
@@ -75,7 +79,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="measure, into this file of raw measurements")
     options = parser.parse_args()
     if options.out is not None:
-        measure(plan(), device_named(options.device), options.out)
+        measure(plan(), device_named(options.device), options.out, progress=_progress)
     sheet = gpu("h200")
     rows = read_steps(options.out or RAW, sheet.sms)
     model = Predictor(sheet, profile_for("h200"))
@@ -84,9 +88,15 @@ def main() -> int:
     print(*table(rows, errors), sep="\n")
     print(
         "scatter: mean distance of a rate from the line through its neighbours' (log-log), and the"
-        "\nlargest; MAPE: of the profile's predictions. Each prompt is 1 % longer than the last."
+        "\nlargest; MAPE: of the profile's predictions; host: median part of a step that its launches"
+        "\ntake. Each prompt is 1 % longer than the last; where launches take most of one, a part of the"
+        "\nscatter is the host's."
     )
     return 0
+
+
+def _progress(done: int, total: int, what: str) -> None:
+    print(f"{done}/{total} {what}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -40,13 +40,12 @@ class Meeting(NamedTuple):
 
 class Shares:
     """What shares are worth to tasks that grow in one way. Shares are few, and their powers costly:
-    what was asked is kept.
+    how two of them meet is kept.
     """
 
     def __init__(self, growth: Growth) -> None:
         self._growth = growth
         self.meeting = cache(self._find_meeting)
-        self.speed = cache(self.find_speed)
 
     def _find_meeting(self, own: float, other: float, shares: float) -> Meeting:
         """Return how a task with the share *own* meets one with *other*, of *shares* in all."""
@@ -67,10 +66,9 @@ class Shares:
         costlier = saturation(own, *arithmetic) / saturation(free, *arithmetic)
         return fewer * slower ** (1.0 - narrow) - 1.0, fewer * costlier ** (1.0 - narrow) - 1.0
 
-    def find_speed(self, share: float) -> float:
-        """Return the speed of one SM where *share* of them work, over that where all do.
-
-        Power limits it. `speed` is the same, and keeps what was asked.
+    def speed(self, share: float) -> float:
+        """Return the speed of one SM where *share* of them work, over that where all do: power
+        limits it.
         """
         return 1.0 if share >= 1.0 else saturation(share, *self._growth.arithmetic) / share
 

@@ -249,7 +249,7 @@ class Spatial(Sharing):
         if heat > 0.0:
             own = task[5]
             power, most = self._beside.power
-            cooler = self._shares.speed(own) / self._shares.find_speed(own + heat) - 1.0
+            cooler = self._shares.speed(own) / self._shares.speed(own + heat) - 1.0
             cost += (power + (most - power) * task[3]) * cooler
         return cost
 

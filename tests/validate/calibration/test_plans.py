@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from splitwiser.validate.calibration.plans import cpu_plan, gpu_plan
 from splitwiser.validate.calibration.points import Plan, kernel_key, point_key
 from splitwiser.validate.calibration.raw import read_raw
 from splitwiser.validate.calibration.step_plans import BATCHES, TOKENS, spread
-from splitwiser.validate.calibration.steps import StepRow, read_steps
+from splitwiser.validate.calibration.steps import read_steps
 
 H200_BYTES = 150e9
 
@@ -63,7 +64,8 @@ def test_the_h200_was_measured_by_its_plan() -> None:
 
 def test_only_jumps_scatter_about_a_line_through_neighbours() -> None:
     """Rates that are a power of the prompt's length lie on that line, whatever their errors; where one
-    length alone jumps, its distance is the largest; the committed rows are all of the plan.
+    length alone jumps, its distance is the largest; each centre has a line of its own. The committed
+    rows are all of the plan.
     """
     jumps = benchmark("jumps")
     assert read_raw(jumps.RAW)[1].keys() == set(keys(jumps.plan()))
@@ -72,20 +74,18 @@ def test_only_jumps_scatter_about_a_line_through_neighbours() -> None:
     def scatter(jump: float) -> list[list[str]]:
         """The columns behind the phase, where the middle lengths' decode jumps."""
         made = [
-            StepRow(
-                row.sharing,
-                row.loads,
-                row.shares,
-                (
-                    row.loads[0].tokens ** -0.9,
-                    jump if row.loads[0].tokens in jumps.CENTRES else 1.0,
+            replace(
+                row,
+                rates=(
+                    tokens**-0.9,
+                    (tokens // 1000 + 1) * (jump if tokens in jumps.CENTRES else 1.0),
                 ),
             )
-            for row in rows
+            for row, tokens in ((row, row.loads[0].tokens) for row in rows)
         ]
         lines = jumps.table(made, np.full((len(rows), 2), -0.25))
         assert len(lines) == 1 + 2 * len(jumps.CENTRES) * len(jumps.DECODES)
-        return [line.split()[3:] for line in lines[1:]]
+        return [line.split()[3:6] for line in lines[1:]]
 
     assert all(columns == ["0.0%", "0.0%", "25.0%"] for columns in scatter(1.0))
     even, odd = scatter(1.1)[:2]
