@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tasks import decode, demands, prefill
 
-from splitwiser.models.catalogue import llm
-from splitwiser.models.cost import CostModel, Demand
-from splitwiser.models.gpu import gpu
-from splitwiser.models.kernels import saturation
+from splitwiser.models.cost import Demand
 from splitwiser.models.profile import PARAMETERS, Profile, built_in_profiles, profile_for
 from splitwiser.models.regimes import water_fill
-from splitwiser.models.shares import Growth, Shares, overlap
 from splitwiser.models.sharing import REGIMES, sharing_for
-from splitwiser.models.spatial import Spatial
-from splitwiser.models.work import prompt_pairs
 
 SHARED = st.sampled_from([regime for regime in REGIMES if regime != "exclusive"])
 SPATIAL = st.sampled_from(["mps", "streams", "green_contexts"])
@@ -32,45 +26,7 @@ PROFILES = st.sampled_from(built_in_profiles()) | VALUES.map(
     lambda values: profile_for("a10").with_values(**values)
 )
 
-# On SMs of their own, steps slow each other by nothing.
-APART = dict.fromkeys(
-    ("contention_memory", "contention_compute", "power_memory", "power_compute"), 0.0
-)
-
-# What pairs say beyond the law knows kernels by their seconds, and need not fall with the SMs.
-FITTED = st.sampled_from([replace(p, neighbours=None) for p in built_in_profiles()])
 LAWS = PROFILES.map(lambda profile: replace(profile, neighbours=None))
-
-
-@st.composite
-def demands(draw: st.DrawFn) -> Demand:
-    """Draw a demand that a real step could have: never beyond the data sheet."""
-    busy = draw(st.floats(1e-5, 1.0))
-    host = max(busy, draw(st.just(0.0) | st.floats(1e-5, 1.0)))
-    overhead = draw(st.just(0.0) | st.floats(0.0, 0.1))
-    return Demand(
-        seconds=host + overhead,
-        busy=busy,
-        flops=0.0,
-        bytes=0.0,
-        kernels=draw(st.just(0.0) | st.integers(1, 2000).map(float)),
-        sm_share=draw(st.just(1.0) | st.floats(0.05, 1.0)),
-        overhead=overhead,
-        compute=busy * draw(st.floats(0.0, 1.0)),
-        memory=busy * draw(st.floats(0.0, 1.0)),
-    )
-
-
-def prefill(profile: Profile, tokens: int, share: float = 1.0) -> Demand:
-    """Return a Llama-3-8B prefill of one prompt on the H200."""
-    cost = CostModel(llm("meta-llama/Meta-Llama-3-8B"), gpu("h200"), profile, sm_share=share)
-    return cost.step(tokens, 1, *prompt_pairs(tokens, 0)).demand(0.0)
-
-
-def decode(profile: Profile, n: int, context: int = 1024, share: float = 1.0) -> Demand:
-    """Return a decode step of *n* sequences of the same model."""
-    cost = CostModel(llm("meta-llama/Meta-Llama-3-8B"), gpu("h200"), profile, sm_share=share)
-    return cost.decode(n).demand(n * context)
 
 
 @given(st.sampled_from(REGIMES), PROFILES, demands())
@@ -148,56 +104,6 @@ def test_however_short_turns_are_time_is_left() -> None:
         assert all(rate > 0.0 for rate in rates)
         assert rates[0] == pytest.approx(rates[1])
         assert max(rates[:2]) < 0.5
-
-
-@given(FITTED, st.floats(0.02, 0.89), st.floats(0.05, 0.1))
-def test_the_fewer_sms_others_leave_the_longer_a_step_waits(
-    profile: Profile, left: float, less: float
-) -> None:
-    """What slows a step grows as others take of the SMs on which it does not meet a neighbour."""
-    law = sharing_for("mps", profile)
-    assert isinstance(law, Spatial)
-    one, two = (
-        law._running(task) for task in (decode(profile, 8, 1024, 0.6), prefill(profile, 900, 0.7))
-    )
-    slow, slower = (law._coupling(one, two, 1.3, part)[0] for part in (left + less, left))
-    assert law._coupling(one, two, 1.3)[0] < slow < slower
-
-
-def test_who_runs_beside_them_takes_of_the_way_out() -> None:
-    """Where a third step always runs on the SMs that it meets, two others have none to themselves;
-    where it meets nobody, they have as many as without it.
-    """
-    profile = replace(profile_for("h200"), neighbours=None)
-    law = sharing_for("mps", profile)
-    assert isinstance(law, Spatial)
-    tasks = [
-        law._running(task)._replace(use=1.0)
-        for task in (decode(profile, 8, 1024, 0.6), prefill(profile, 900, 0.7), decode(profile, 4))
-    ]
-    ones = [[1.0] * 3] * 3
-    for part, left in ((0.0, 1.0), (0.5, 0.5), (1.0, 0.0)):
-        meet = [[0.0, 0.0, part], [0.0, 0.0, part], [0.0, 0.0, 0.0]]
-        slower = law._slowed(tasks, 1.3, ones, meet)
-        for i, j in ((0, 1), (1, 0)):
-            assert slower[i][j] == law._coupling(tasks[i], tasks[j], 1.3, left)[0]
-
-
-@pytest.mark.parametrize("share", [0.75, 0.85, 0.95])
-@pytest.mark.parametrize("tokens", [300, 2000, 8000])
-def test_what_a_neighbour_may_not_use_is_a_way_out(share: float, tokens: int) -> None:
-    """Beside a limited prefill decode keeps at least what its kernels, launched for all SMs, reach on
-    those that are left to it alone.
-    """
-    profile = replace(profile_for("h200"), neighbours=None)
-    profile = profile.with_values(**APART)
-    alone = decode(profile, 1)._replace(compute=0.0)  # bound by memory altogether
-    rate = sharing_for("mps", profile).rates([alone, prefill(profile, tokens, share)])[0]
-    knee, bend = profile.value("bandwidth_knee"), profile.value("bandwidth_bend")
-    narrow, left = profile.value("narrow"), 1.0 - share
-    least = saturation(left, knee, bend) ** (1.0 - narrow) * left**narrow
-    assert rate >= least * (1 - 1e-9)
-    assert rate < 1.0
 
 
 def test_exclusive_has_one_process() -> None:
@@ -309,202 +215,3 @@ def test_a_task_that_idles_between_steps_takes_less(
     sharing = sharing_for(regime, profile)
     idles = task._replace(seconds=task.seconds + idle, overhead=task.overhead + idle)
     assert sharing.rates([idles, other])[1] >= sharing.rates([task, other])[1] * (1 - 1e-9)
-
-
-@given(SPATIAL, demands(), demands(), st.floats(0.05, 0.95), st.floats(0.0, 16.0))
-@settings(max_examples=50, deadline=None)
-def test_who_shares_no_sm_waits_for_no_kernel(
-    regime: str, one: Demand, two: Demand, share: float, wait: float
-) -> None:
-    """Beside each other on SMs of their own, tasks run the same however long kernels would wait."""
-    profile = profile_for("h200")
-    tasks = [one._replace(sm_share=share), two._replace(sm_share=1.0 - share)]
-    waiting = profile.with_values(wait_memory=wait, wait_compute=wait)
-    assert sharing_for(regime, waiting).rates(tasks) == pytest.approx(
-        sharing_for(regime, profile).rates(tasks), rel=1e-12
-    )
-
-
-@given(SPATIAL, FITTED, demands(), st.floats(1.1, 10.0))
-@settings(max_examples=50, deadline=None)
-def test_behind_longer_kernels_a_kernel_waits_longer(
-    regime: str, profile: Profile, task: Demand, longer: float
-) -> None:
-    """The fewer kernels a neighbour's work comes in, the slower a task on the same SMs."""
-    task = task._replace(sm_share=1.0, kernels=100.0, overhead=0.0, seconds=task.busy)
-    task = task._replace(compute=0.0, memory=0.0)  # the device's limits are not what is asked here
-    sharing = sharing_for(regime, profile)
-    short, long = (sharing.rates([task, task._replace(kernels=n)]) for n in (100, 100 / longer))
-    assert long[0] < short[0]
-    assert long[1] > short[1]
-
-
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.25])
-@pytest.mark.parametrize("profile", built_in_profiles(), ids=lambda profile: profile.name)
-def test_one_more_prefill_never_speeds_decode_up(profile: Profile, share: float) -> None:
-    """By the law, beside more and more prefills on a share decode runs ever slower, and so do they."""
-    mps = sharing_for("mps", replace(profile, neighbours=None))
-    one, many = decode(profile, 16, share=0.25), prefill(profile, 1024, share)
-    rates = [mps.rates([one] + [many] * n) for n in range(1, 9)]
-    for fewer, more in pairwise(rates):
-        assert more[0] <= fewer[0] * (1 + 1e-9)
-        assert more[1] <= fewer[1] * (1 + 1e-9)
-
-
-@given(st.integers(2, 8), st.floats(0.2, 1.0), st.floats(1e-6, 1e-3))
-def test_equal_tasks_take_strict_turns(n: int, use: float, tau: float) -> None:
-    """Where one kernel runs at a time, n equal tasks have the n-th part of the device each, or what
-    their hosts let them have.
-    """
-    strict = {"wait_memory": 1.0, "wait_compute": 1.0}
-    law = sharing_for("mps", profile_for("a10").with_values(**strict, **APART))
-    task = Demand(100 * tau / use, 100 * tau, 0.0, 0.0, 100.0, 1.0)
-    assert law.rates([task] * n) == pytest.approx([min(1.0, 1.0 / (n * use))] * n)
-
-
-@given(st.floats(1.0, 64.0), st.floats(0.1, 10.0), st.integers(1, 4))
-def test_light_kernels_pass_by_their_number(passed: float, longer: float, prefills: int) -> None:
-    """Where one kernel runs at a time, *passed* kernels bound by memory run for each that arithmetic
-    binds, whatever their lengths; those of one kind run equally often.
-    """
-    values = {"wait_memory": 1.0, "wait_compute": 1.0, "passed": passed}
-    law = sharing_for("mps", profile_for("a10").with_values(**values, **APART))
-    light = Demand(1e-2, 1e-2, 0.0, 0.0, 100.0, 1.0)
-    heavy = light._replace(seconds=longer, busy=longer, compute=1e-9)
-    rates = law.rates([light, *[heavy] * prefills])
-    often = [100 * rate / task.seconds for rate, task in zip(rates, (light, heavy), strict=False)]
-    assert often[0] / often[1] == pytest.approx(passed)
-    busy = rates[0] + sum(rates[1:])
-    assert busy == pytest.approx(1.0)
-
-
-@given(st.floats(0.0, 4.0), st.floats(0.0, 4.0))
-def test_contention_is_by_what_the_neighbour_is_bound_by(memory: float, compute: float) -> None:
-    """On SMs of its own a memory-bound step loses `contention_memory` of what another such runs, and
-    `contention_compute` of what a step bound by arithmetic runs, which itself loses nothing.
-    """
-    values = {**APART, "contention_memory": memory, "contention_compute": compute}
-    law = sharing_for("mps", profile_for("a10").with_values(**values))
-    light = Demand(1e-2, 1e-2, 0.0, 0.0, 100.0, 0.5)
-    heavy = light._replace(compute=1e-2)
-    one, two = law.rates([light, light])
-    assert one == pytest.approx(two)
-    assert one * (1.0 + memory * one) == pytest.approx(1.0)
-    assert law.rates([light, heavy]) == pytest.approx([1.0 / (1.0 + compute), 1.0])
-
-
-@given(st.integers(500, 8000), st.integers(1, 64), st.floats(0.01, 1.0))
-@settings(max_examples=50, deadline=None)
-def test_priority_is_of_the_kernels_that_yield(tokens: int, batch: int, part: float) -> None:
-    """With priority decode is faster beside a prompt, and the prompt no faster, where kernels of
-    prompts yield; two prompts, two decodes, and all where nothing yields run as without priority.
-    """
-    base = replace(profile_for("h200").with_values(yielded=part), neighbours=None)
-    first, equal = (sharing_for("mps", base, decode_first=each) for each in (True, False))
-    long, step = prefill(base, tokens), decode(base, batch)
-    for pair in ([long, long], [step, step]):
-        assert first.rates(pair) == equal.rates(pair)
-    before, after = equal.rates([long, step]), first.rates([long, step])
-    assert after[0] <= before[0] * (1 + 1e-9)
-    assert after[1] > before[1]
-    none = sharing_for("mps", base.with_values(yielded=0.0))
-    assert none.rates([long, step]) == before
-
-
-@given(st.floats(0.3, 1.0), st.floats(0.05, 0.95), st.floats(0.0, 0.99))
-@settings(max_examples=50, deadline=None)
-def test_kernels_launched_for_more_sms_lose_up_to_the_ratio(
-    own: float, part: float, narrow: float
-) -> None:
-    """On a part of its SMs a step takes between what its traffic or arithmetic reach there and its
-    time over that part, and longer the less its grids fit.
-    """
-    found = [
-        Shares(Growth((1.0, 2.8), (0.2, 4.0), n)).escape(own, own * part)
-        for n in (0.0, narrow, narrow + 0.01, 1.0)
-    ]
-    for longer in map(list, zip(*found, strict=True)):
-        assert longer == sorted(longer)
-        assert longer[0] >= -1e-12
-        assert longer[-1] == pytest.approx(1.0 / part - 1.0)
-
-
-def test_limits_that_overlap_only_together_make_kernels_wait() -> None:
-    """Of four tasks any two fit side by side and all do not: the waits of all cost them time, most
-    where SMs are fewest, and cost two of them none.
-    """
-    profile = replace(profile_for("h200").with_values(**APART), neighbours=None)
-    never, always = (
-        sharing_for("mps", profile.with_values(wait_memory=wait)) for wait in (0.0, 2.0)
-    )
-    tasks = [Demand(1e-2, 1e-2, 0.0, 0.0, 100.0, share) for share in (0.5, 0.41, 0.26, 0.23)]
-    assert never.rates(tasks) == pytest.approx([1.0] * 4)
-    rates = always.rates(tasks)
-    assert rates == sorted(rates, reverse=True)
-    assert rates[-1] < 0.95
-    assert always.rates(tasks[:2]) == pytest.approx([1.0] * 2)
-
-
-@pytest.mark.parametrize("prefills", [1, 2, 3])
-def test_crowding_is_of_light_steps_among_themselves(prefills: int) -> None:
-    """Beside prefills, a second decode lets decodes come oftener, and one alone no oftener."""
-    easy = profile_for("h200").with_values(crowding=0.0)
-    hard = profile_for("h200").with_values(crowding=1.0)
-    for decodes in (1, 2, 3):
-        tasks = [*[prefill(easy, 1500)] * prefills, *[decode(easy, 16)] * decodes]
-        before, after = (sharing_for("mps", profile).rates(tasks) for profile in (easy, hard))
-        if decodes == 1:
-            assert after == pytest.approx(before, rel=1e-12)
-        else:
-            assert after[0] < before[0] * 0.99
-            assert after[-1] > before[-1] * 1.01
-
-
-def test_what_a_neighbours_power_costs_is_paid_on_sms_of_ones_own() -> None:
-    """Apart from each other, tasks slow down by the power of their neighbour, and alone by none."""
-    free = profile_for("h200").with_values(power_memory=0.0, power_compute=0.0)
-    paid = free.with_values(power_memory=0.5, power_compute=0.5)
-    tasks = [prefill(free, 1500, 0.75), decode(free, 16, share=0.25)]
-    before, after = (sharing_for("mps", profile).rates(tasks) for profile in (free, paid))
-    assert after[0] < before[0] * 0.99
-    assert after[1] < before[1] * 0.99
-    assert sharing_for("mps", paid).rates(tasks[:1]) == sharing_for("mps", free).rates(tasks[:1])
-
-
-def test_longer_prefill_kernels_starve_decode_under_mps_without_limits() -> None:
-    """A decode kernel queues behind a prefill kernel, so that longer prompts slow it more."""
-    profile = profile_for("h200")
-    mps = sharing_for("mps", profile)
-    rates = [mps.rates([prefill(profile, n), decode(profile, 16)])[1] for n in (512, 2048, 8192)]
-    assert rates == sorted(rates, reverse=True)
-    assert rates[2] < 0.16  # measured 0.06: the law of all pairs is wrong by a factor of two here
-
-
-def test_a_limit_protects_decode() -> None:
-    """With 75 % and 25 % of the SMs decode steps beside a long prefill come faster than without."""
-    profile = profile_for("h200")
-    mps = sharing_for("mps", profile)
-    free, limited = decode(profile, 16), decode(profile, 16, share=0.25)
-    without = mps.rates([prefill(profile, 2048), free])[1] / free.seconds
-    within = mps.rates([prefill(profile, 2048, 0.75), limited])[1] / limited.seconds
-    assert within > 1.5 * without
-
-
-@given(st.sampled_from(built_in_profiles()), st.lists(demands(), min_size=2, max_size=4))
-@settings(max_examples=50, deadline=None)
-def test_every_spatial_regime_follows_one_law(profile: Profile, tasks: list[Demand]) -> None:
-    """By the law, on the same shares MPS, streams and green contexts give the same rates."""
-    mps, *others = (
-        sharing_for(name, replace(profile, neighbours=None)).rates(tasks)
-        for name in ("mps", "streams", "green_contexts")
-    )
-    assert others == [mps, mps]
-
-
-@given(st.floats(0.05, 1), st.floats(0.05, 1))
-def test_overlap_of_two_shares(own: float, other: float) -> None:
-    """Shares that fit side by side do not overlap; a whole device overlaps with everything."""
-    part = overlap(own, other, own + other)
-    assert 0.0 <= part <= 1.0 + 1e-12
-    assert (part == 0.0) == (own + other <= 1.0)
-    assert overlap(own, 1.0, own + 1.0) == pytest.approx(1.0)
