@@ -11,18 +11,19 @@ where there are but two. `models/spatial.py` says what the coefficients are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf, sqrt
+from math import exp, inf, log, sqrt
 
 Side = tuple[float, float, float]
 """The most that x can be, the cost, 1 or more, and the slow-down by the other, above -1."""
+Other = tuple[int, float, float, float]
+"""The place of a task beside another, with what it slows that one, its most, and how they meet."""
 Matrix = Sequence[Sequence[float]]
 """Of each task a row, in it of each task a value; those of a task with itself are 0."""
 
 LEAST = 0.05  # part of the time that further tasks leave to two, at least
-ROUNDS = 300  # at most, for three tasks and more; 20 are the rule
+ROUNDS = 300  # at most, for three tasks and more; 10 are the rule
 PRECISE = 1e-9  # relative
-STEP = 0.7  # of the way, by logarithms: what others then lose less, or more, is part of the rest
-SHORTER = 0.7  # where a round led no closer
+SHORTER = 0.7  # of a round's way, where the last one led no closer
 
 
 def balanced(one: Side, two: Side) -> tuple[float, float]:
@@ -52,26 +53,55 @@ def crowd(
 
     Of its time *meet*_ij * x_j is j's, and not left to i and others. y_ij is at most *most*_ij,
     what j runs beside i alone where no host holds either back: more turns it does not get.
+
+    Each round goes, by logarithms, to what the last x allow, less what that way has in common with
+    the change of ways since the round before: Anderson's acceleration of depth 1 (Walker and Ni,
+    SIAM J. Numer. Anal. 49, 1715, 2011).
     """
-    places = range(len(use))
-    x = [each / len(use) for each in use]
-    step, closest = STEP, inf
+    others: list[list[Other]] = [
+        [(j, slower[i][j], most[i][j], part) for j, part in enumerate(row) if j != i]
+        for i, row in enumerate(meet)
+    ]
+    at, before = [log(each / len(use)) for each in use], None
+    step, closest = 1.0, inf
     for _ in range(ROUNDS):
-        ours = [[part * each for part, each in zip(row, x, strict=True)] for row in meet]
-        target = []
-        for i in places:
-            left = 1.0 - sum(ours[i])
-            lost = 0.0
-            for j in places:
-                if j != i:
-                    lost += slower[i][j] * min(x[j] / max(left + ours[i][j], LEAST), most[i][j])
-            target.append(min(1.0 / max(cost[i] + lost, 1.0), use[i]))
-        ratios = [wanted / each for wanted, each in zip(target, x, strict=True)]
-        far = max(abs(ratio - 1.0) for ratio in ratios)
+        x = [exp(each) for each in at]
+        ways = [
+            log(_allowed(row, x, most_used, least_cost) / each)
+            for row, each, most_used, least_cost in zip(others, x, use, cost, strict=True)
+        ]
+        far = max(map(abs, ways))
         if far < PRECISE:
             break
         if far > closest:
             step *= SHORTER
         closest = far
-        x = [each * ratio**step for each, ratio in zip(x, ratios, strict=True)]
+        moves = [step * way for way in ways]
+        if before is not None:
+            was, went = before
+            turns = [way - last for way, last in zip(ways, went, strict=True)]
+            back = _part(ways, turns)
+            moves = [
+                move - back * (here - there + step * turn)
+                for move, here, there, turn in zip(moves, at, was, turns, strict=True)
+            ]
+        before = at, ways
+        at = [here + move for here, move in zip(at, moves, strict=True)]
     return x
+
+
+def _allowed(others: Sequence[Other], x: Sequence[float], use: float, cost: float) -> float:
+    """Return the x of a task, where those of the *others* are known."""
+    left = 1.0
+    for j, _, _, meet in others:
+        left -= meet * x[j]
+    for j, slower, most, meet in others:
+        cost += slower * min(x[j] / max(left + meet * x[j], LEAST), most)
+    return min(1.0 / max(cost, 1.0), use)
+
+
+def _part(way: Sequence[float], turn: Sequence[float]) -> float:
+    """Return the part of *turn* that *way* contains, by least squares, within [-1, 1]."""
+    length = sum(each * each for each in turn)
+    along = sum(one * two for one, two in zip(way, turn, strict=True))
+    return min(max(along / length, -1.0), 1.0) if length > 0.0 else 0.0

@@ -158,20 +158,16 @@ class KernelModel:
         """Return the corrections of GEMMs, None if the profile has none."""
         if "gemm" not in self._corrections:
             return None
-        if n.ndim == k.ndim == 0:  # one shape, as a model's layer has
-            return self._shape_factors(float(n), float(k), m)
         m, n, k = np.broadcast_arrays(m, n, k)
-        shapes, which = np.unique(np.stack([n.ravel(), k.ravel()]), axis=1, return_inverse=True)
-        factors = np.empty(m.size)
-        for i, (columns, depth) in enumerate(shapes.T.tolist()):
-            chosen = which == i
-            factors[chosen] = self._shape_factors(columns, depth, m.ravel()[chosen])
+        shapes = list(zip(n.ravel().tolist(), k.ravel().tolist(), strict=True))
+        number = {shape: i for i, shape in enumerate(dict.fromkeys(shapes))}
+        which = np.array([number[shape] for shape in shapes])
+        rows, factors = m.ravel(), np.empty(m.size)
+        for shape, i in number.items():
+            surface = self.surface("gemm", shape)
+            assert surface is not None
+            factors[which == i] = surface.along(rows[which == i]) ** self.whole
         return factors.reshape(m.shape)
-
-    def _shape_factors(self, n: float, k: float, m: NDArray[np.float64]) -> NDArray[np.float64]:
-        surface = self.surface("gemm", (n, k))
-        assert surface is not None
-        return np.asarray(surface.along(m) ** self.whole)
 
     def grouped_gemm(
         self, m: ArrayLike, n: float, k: float, groups: ArrayLike

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import ceil
 
@@ -14,8 +15,7 @@ from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile
 from splitwiser.models.work import STEP_KERNELS, elementwise_bytes, experts_touched
 
-BLOCK = 4  # steps are tabulated for 2**BLOCK token counts at a time
-LAST = (1 << BLOCK) - 1
+BLOCK = 16  # rows that are tabulated together
 LOGIT_BYTES = 4  # sampling reads float32 logits
 
 
@@ -31,25 +31,17 @@ class StepTables:
         self._heads = (llm.heads, llm.kv_heads, llm.head_dim)
         self.prompts = kernels.prompt_attention(*self._heads)
         self._sampling = (profile.value("sampling_start"), profile.value("sampling_passes"))
-        self._dense: dict[int, list[float]] = {}
-        self._head: dict[int, list[float]] = {}
+        self._dense = _Tabulated(self._dense_seconds)
+        self._head = _Tabulated(self._head_seconds)
         self._attention: dict[tuple[float, bool], tuple[float, float]] = {}
 
     def dense(self, tokens: float) -> float:
         """Return the seconds of the kernels that every step of so many rows runs."""
-        row = ceil(tokens)
-        block = self._dense.get(row >> BLOCK)
-        if block is None:
-            block = self._dense[row >> BLOCK] = self._dense_seconds(_rows(row >> BLOCK)).tolist()
-        return block[row & LAST]
+        return self._dense[ceil(tokens)]
 
     def head(self, outputs: float) -> float:
         """Return the seconds of the head and of sampling for so many rows."""
-        row = ceil(outputs)
-        block = self._head.get(row >> BLOCK)
-        if block is None:
-            block = self._head[row >> BLOCK] = self._head_seconds(_rows(row >> BLOCK)).tolist()
-        return block[row & LAST]
+        return self._head[ceil(outputs)]
 
     def attention(self, decodes: float, mixed: bool) -> tuple[float, float]:
         """Return the decode attention of all layers: seconds, and seconds per attended token."""
@@ -64,22 +56,22 @@ class StepTables:
         """Return the seconds of the dense kernels: GEMMs and element-wise ones of all layers."""
         llm, kernels = self.llm, self.kernels
         up = llm.intermediate * (2 if llm.gated_mlp else 1)
-        layer = kernels.gemm(tokens, llm.query_width + 2 * llm.kv_width, llm.hidden)
-        layer = layer + kernels.gemm(tokens, llm.hidden, llm.query_width)
+        gemms = [(llm.query_width + 2 * llm.kv_width, llm.hidden), (llm.hidden, llm.query_width)]
+        light = elementwise_bytes(llm)
+        streams = [light.norm, light.norm, light.activation, light.rotary, light.kv_write]
+        layer = np.zeros(len(tokens))
         if llm.experts > 1:
+            gemms.append((llm.experts, llm.hidden))
             touched = experts_touched(llm.experts, llm.experts_per_token, tokens)
             rows = tokens * llm.experts_per_token / touched
-            layer += kernels.gemm(tokens, llm.experts, llm.hidden)
             layer += kernels.grouped_gemm(rows, up, llm.hidden, touched)
             layer += kernels.grouped_gemm(rows, llm.hidden, llm.intermediate, touched)
-            layer += kernels.stream(0.0)  # the permutation, whose traffic is the GEMMs'
+            streams.append(0.0)  # the permutation, whose traffic is the GEMMs'
         else:
-            layer += kernels.gemm(tokens, up, llm.hidden)
-            layer += kernels.gemm(tokens, llm.hidden, llm.intermediate)
-        light = elementwise_bytes(llm)
-        layer += 2.0 * kernels.stream(light.norm * tokens)
-        for moved in (light.activation, light.rotary, light.kv_write):
-            layer += kernels.stream(moved * tokens)
+            gemms += [(up, llm.hidden), (llm.hidden, llm.intermediate)]
+        each = tokens[:, None]
+        layer += kernels.gemm(each, *np.transpose(gemms)).sum(axis=1)
+        layer += kernels.stream(each * streams).sum(axis=1)
         return layer * llm.layers + STEP_KERNELS * kernels.stream(0.0)
 
     def _head_seconds(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -91,10 +83,25 @@ class StepTables:
         return head + sampling
 
 
-def _rows(block: int) -> NDArray[np.float64]:
-    """Return the token counts of a block; that of no rows, which no step has, as one row."""
-    rows = np.arange(block << BLOCK, (block + 1) << BLOCK, dtype=float)
-    return np.asarray(np.maximum(rows, 1.0))
+class _Tabulated(dict[int, float]):
+    """The seconds of steps by their number of rows; no rows, which no step has, take what one does.
+
+    Of a block of rows the first is worked out alone, and all with the second: a fit prices a few
+    steps for each profile that it tries, a simulation those of every size, and sixteen rows take
+    little longer than one.
+    """
+
+    def __init__(self, seconds: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
+        super().__init__()
+        self._seconds, self._begun = seconds, set[int]()
+
+    def __missing__(self, row: int) -> float:
+        block = row // BLOCK
+        rows = range(block * BLOCK, (block + 1) * BLOCK) if block in self._begun else [row]
+        self._begun.add(block)
+        seconds = self._seconds(np.maximum(np.array(rows, dtype=float), 1.0))
+        self.update(zip(rows, seconds.tolist(), strict=True))
+        return self[row]
 
 
 @lru_cache(maxsize=64)

@@ -15,6 +15,7 @@ from splitwiser.models.gpu import Gpu, gpu, gpus
 from splitwiser.models.kernels import KernelModel
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import PARAMETERS, Profile, built_in_profiles, profile_for
+from splitwiser.models.step_tables import BLOCK, StepTables
 from splitwiser.models.work import Batch, coefficients, prompt_pairs, work
 
 VALUES = st.fixed_dictionaries(
@@ -170,6 +171,26 @@ def test_a_step_is_linear_in_attended(n: int, a: float, b: float) -> None:
     middle = cost.seconds((a + b) / 2)
     assert middle == pytest.approx((cost.seconds(a) + cost.seconds(b)) / 2, rel=1e-12)
     assert cost.seconds(a) == pytest.approx(cost.demand(a).seconds, rel=1e-15)
+
+
+@given(
+    st.lists(st.integers(0, 3 * BLOCK), min_size=2, max_size=20),
+    st.integers(0, 600),
+    st.sampled_from(catalogue()),
+    SHARES,
+)
+@settings(max_examples=50, deadline=None)
+def test_a_step_costs_what_it_does_whatever_was_asked_before(
+    rows: list[int], first: int, model: Llm, share: float
+) -> None:
+    """Rows priced with the block that they lie in, or alone, or again, take the same seconds."""
+    profile = profile_for("h200")
+    kernels = KernelModel(gpu("h200"), profile, model.dtype, sm_share=share)
+    tables = StepTables(model, profile, kernels)
+    for row in (first * BLOCK + row for row in rows):
+        fresh = StepTables(model, profile, kernels)
+        assert tables.dense(row) == fresh.dense(row)
+        assert tables.head(row) == fresh.head(row)
 
 
 def test_graphs_remove_the_host_floor() -> None:

@@ -75,7 +75,7 @@ def calibrate_device(
     if failed:
         notes.append(f"{len(failed)} measurements failed and decided nothing: see {path.name}")
     made = calibration(found, output.stem, conditions, notes)
-    return replace(made, seconds=seconds, raw=raw)
+    return replace(made, measuring=seconds, raw=raw)
 
 
 def calibration(
@@ -106,7 +106,12 @@ def calibration(
         found.profile, name=name, kind="fitted", provenance=told, residuals=residuals, by_gpu={}
     )
     return Calibration(
-        profile, found.fits, kernels=found.kernels, held_out=found.held_out, notes=tuple(notes)
+        profile,
+        found.fits,
+        kernels=found.kernels,
+        held_out=found.held_out,
+        notes=tuple(notes),
+        fitting=found.seconds,
     )
 
 

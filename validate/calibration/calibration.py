@@ -17,8 +17,9 @@ class Calibration:
 
     `kernels` holds the errors of single kernels by kind, after their corrections; `held_out` the
     errors, by group, of rows that were predicted without their fold. `notes`
-    say what these measurements cannot tell. `seconds` is the time that measuring took, 0 where a
-    table was read; `raw` the folder of the raw measurements, if there is one.
+    say what these measurements cannot tell. `measuring` are the seconds that measuring took, 0 where
+    raw measurements or a table were read, and `fitting` those of all fits, reading a table and
+    held-out fits among them; `raw` is the folder of the raw measurements, if there is one.
     """
 
     profile: Profile
@@ -26,7 +27,8 @@ class Calibration:
     kernels: Mapping[str, Errors] = field(default_factory=dict)
     held_out: Mapping[str, Errors] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    seconds: float = 0.0
+    measuring: float = 0.0
+    fitting: float = 0.0
     raw: Path | None = None
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.profile import Parameter, Profile
-from splitwiser.validate.calibration.fitting import Fit, fit
+from splitwiser.validate.calibration.fitting import Fit, fit, refitted
 from splitwiser.validate.calibration.kernel_fit import fit_kernels
 from splitwiser.validate.calibration.neighbours_fit import Pair, Process, with_neighbours
 from splitwiser.validate.calibration.observations import (
@@ -116,12 +117,16 @@ STAGES = (
 
 @dataclass(frozen=True, eq=False)
 class DeviceFit:
-    """The profile, the fits that made it, and the errors of rows held out by prompt length."""
+    """The profile, the fits that made it, and the errors of rows held out by prompt length.
+
+    `seconds` is what all fits took, held-out ones among them.
+    """
 
     profile: Profile
     fits: tuple[Fit, ...]
     kernels: Mapping[str, Errors]
     held_out: Mapping[str, Errors]
+    seconds: float
 
 
 def fit_device(
@@ -134,6 +139,7 @@ def fit_device(
 
     ValueError where nothing was measured.
     """
+    began = perf_counter()
     profile, kernels = replace(start, neighbours=None), dict[str, Errors]()
     table = kernel_table(records, dtype, {})
     if table.frames:
@@ -165,7 +171,7 @@ def fit_device(
             held_out |= _cross_validated(profile, one, chosen, observed, stage, gpu, process)
         fits.append(one)
         profile = one.profile
-    return DeviceFit(profile, tuple(fits), kernels, held_out)
+    return DeviceFit(profile, tuple(fits), kernels, held_out, perf_counter() - began)
 
 
 def _with_launches(profile: Profile, rows: Sequence[StepRow]) -> Profile:
@@ -240,22 +246,24 @@ def _cross_validated(
 ) -> dict[str, Errors]:
     """The errors of rows predicted by fits that saw no prompt of their lengths, by group.
 
-    Each such fit begins at the whole one's values, at the first guess where that is zero. What
-    pairs say beyond the law is learnt anew, under the whole fit's scales.
+    Each such fit moves what the whole one did not keep, from the values found, from the first guess
+    where that is zero. What pairs say beyond the law is learnt anew, under the whole fit's scales.
     """
     lengths = sorted({_length(row) for row in rows})
     fold_of = {length: str(place % FOLDS) for place, length in enumerate(lengths)}
     folds = [fold_of[_length(row)] for row in rows for _ in row.loads]
-    start = {p.name: p.value or stage.start[p.name] for p in whole_fit.parameters}
-    if len(set(folds)) < 2 or len(folds) < 4 * len(start):
+    if len(set(folds)) < 2 or len(folds) < 4 * len(whole_fit.parameters):
         return {}
+    found = {p.name: p.value for p in whole_fit.parameters}
+    moved = {p.name: p.value or p.start for p in whole_fit.parameters if not p.kept}
+    law = profile.with_values(**found)
 
     def fit_rows(others: Observations) -> Profile:
         known = set(others.titles)
         kept = [row for row in rows if title_of(row, 0) in known]
         # Observed anew: a part of all rows is predicted by predicting all of them.
         seen = beside(kept, gpu, profile)
-        fitted = fit(profile, start, seen, noise=stage.noise, title=stage.title).profile
+        fitted = refitted(law, moved, seen, noise=stage.noise)
         if process is None:
             return fitted
         return with_neighbours(fitted, pairs_of(kept, gpu, profile), process)[0]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from splitwiser.validate.calibration.observations import (
     errors_by_group,
     predictions,
 )
-from splitwiser.validate.calibration.search import Decision, decide
+from splitwiser.validate.calibration.search import Decision, ErrorsOf, decide, nearest
 
 STEP = 1e-3  # of the finite differences: far above the predictions' rounding
 STRONG = 0.9  # correlation from which two parameters should be read together
@@ -62,7 +61,7 @@ class Fit:
     """A fitted profile and what is known of it.
 
     `correlation` is the matrix over `decided`, the parameters with a standard error. `scatter` is
-    the robust standard deviation of log(predicted/measured), `seconds` what the fit took.
+    the robust standard deviation of log(predicted/measured).
     """
 
     title: str
@@ -72,7 +71,6 @@ class Fit:
     correlation: Array
     residuals: tuple[Residual, ...]
     scatter: float
-    seconds: float
 
     @property
     def strong_correlations(self) -> tuple[Correlation, ...]:
@@ -113,19 +111,11 @@ def fit(
     for fewer rows than would decide the parameters, a measurement or prediction that is not a
     positive number, and repeated rows that contradict each other.
     """
-    began = perf_counter()
     for name, value in start.items():
         check_parameter(name, value)
     place = f"{title}: " if title else ""
     check_rows(observations, len(start), place)
-    logs = np.log(observations.measured)
-
-    def errors(values: Mapping[str, float]) -> Array:
-        predicted = predictions(profile.with_values(**values), observations, place)
-        return np.asarray(np.log(predicted) - logs)
-
-    search = Search.of(start, {name: PARAMETERS[name] for name in start}, step)
-    decision = decide(search, errors, noise)
+    decision = decide(_search(start, step), _errors_of(profile, observations, place), noise)
     records = tuple(_record(name, start[name], decision, needs) for name in start)
     fitted = _with_records(profile, records, len(observations), title)
     rows = zip(
@@ -144,8 +134,33 @@ def fit(
         correlation=decision.correlation,
         residuals=tuple(Residual(*row) for row in rows),
         scatter=decision.scatter,
-        seconds=perf_counter() - began,
     )
+
+
+def refitted(
+    profile: Profile, start: Mapping[str, float], observations: Observations, *, noise: float
+) -> Profile:
+    """Return *profile* with the parameters *start* fitted to fewer rows than decided them.
+
+    What the rows decide was asked of all of them; here only the values move, from those found.
+    """
+    errors = _errors_of(profile, observations, "")
+    return profile.with_values(**nearest(_search(start, STEP), errors, noise))
+
+
+def _search(start: Mapping[str, float], step: float) -> Search:
+    return Search.of(start, {name: PARAMETERS[name] for name in start}, step)
+
+
+def _errors_of(profile: Profile, observations: Observations, place: str) -> ErrorsOf:
+    """Return log(predicted/measured) as a function of parameters' values."""
+    logs = np.log(observations.measured)
+
+    def errors(values: Mapping[str, float]) -> Array:
+        predicted = predictions(profile.with_values(**values), observations, place)
+        return np.asarray(np.log(predicted) - logs)
+
+    return errors
 
 
 def _record(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
@@ -55,6 +56,7 @@ def calibrate_tables(
     for table in tables:
         if not Path(table).exists():
             raise FileNotFoundError(f"no table at {table}")
+    began = perf_counter()
     runs = [Path(table) for table in tables if is_engine_table(Path(table))]
     kernels = [Path(table) for table in tables if Path(table) not in runs]
     profile = sheet_profile(gpu.name) if kernels else profile_for(gpu.name)
@@ -85,7 +87,10 @@ def calibrate_tables(
         notes.append(HOST_ASSUMED)
         profile = replace(profile, name=name, residuals=residuals)
     return Calibration(
-        replace(profile, provenance=_provenance(tables, llm, gpu, notes)), fits, notes=tuple(notes)
+        replace(profile, provenance=_provenance(tables, llm, gpu, notes)),
+        fits,
+        notes=tuple(notes),
+        fitting=perf_counter() - began,
     )
 
 

@@ -39,8 +39,9 @@ def _origin(calibration: Calibration) -> Iterator[str]:
     yield "[[Calibration]]"
     facts = {"profile": f"{profile.name} ({profile.kind})", "GPU": profile.gpu}
     facts |= profile.provenance
-    if calibration.seconds:
-        facts["measuring"] = f"{calibration.seconds:,.0f} s"
+    for name, seconds in (("measuring", calibration.measuring), ("fitting", calibration.fitting)):
+        if seconds:
+            facts[name] = f"{seconds:,.0f} s" if seconds >= 10.0 else f"{seconds:.1f} s"
     if calibration.raw is not None:
         facts["raw data"] = str(calibration.raw)
     label = max(map(len, facts)) + 2
@@ -166,7 +167,8 @@ def document(calibration: Calibration) -> dict[str, Any]:
         "held_out_errors": {group: e._asdict() for group, e in calibration.held_out.items()},
         "rows": [{**row._asdict(), "error": row.error} for row in calibration.residuals],
         "notes": list(calibration.notes),
-        "measuring_s": calibration.seconds,
+        "measuring_s": calibration.measuring,
+        "fitting_s": calibration.fitting,
         "raw": None if calibration.raw is None else str(calibration.raw),
     }
 

@@ -53,7 +53,6 @@ def calibration() -> Calibration:
             Residual("decode <&>", "D 16x1024", "1/s", 200.0, 202.0),
         ),
         scatter=0.05,
-        seconds=0.1,
     )
     second = replace(
         first,
@@ -68,6 +67,7 @@ def calibration() -> Calibration:
         fits=(first, second),
         held_out={"prefill": Errors(0.11, 0.12, 2, 0.01), "unseen": Errors(0.2, 0.3, 5, -0.2)},
         notes=("Another host launches kernels at another pace.", "Memory was not measured."),
-        seconds=612.4,
+        measuring=612.4,
+        fitting=7.25,
         raw=Path("lab-raw"),
     )
