@@ -16,7 +16,7 @@ LOGIT_COPIES = 6.0
 
 
 class DoesNotFit(ValueError):  # noqa: N818 - the name says what is wrong, as a planner reads it
-    """The deployment needs more device memory than it may use; the message holds the sum."""
+    """The deployment needs more memory or SMs than it may use; the message holds the sum."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 
 from splitwiser.models.cost import CostModel
 from splitwiser.models.gpu import Gpu
+from splitwiser.models.granted import sm_shares
 from splitwiser.models.llm import Llm
 from splitwiser.models.memory import MemoryPlan, plan_memory
 from splitwiser.models.profile import Profile
@@ -27,20 +29,34 @@ class Physics:
 
     @classmethod
     def of(cls, deployment: Deployment, llm: Llm, gpu: Gpu, profile: Profile) -> Physics:
-        """The laws that a profile states."""
+        """The laws that a profile states; `DoesNotFit` where green contexts do not fit the GPU."""
+        parts = granted(deployment, gpu)
 
         def costs(group: Workers) -> Costs:
             return CostModel(
                 llm,
                 gpu,
                 profile,
-                sm_share=1.0 if group.sm_percent is None else group.sm_percent / 100,
+                sm_share=parts[group],
                 eager=deployment.enforce_eager,
                 whole_device_grids=deployment.sharing == "green_contexts",
             )
 
         first = deployment.decode_first
         return cls(costs, sharing_for(deployment.sharing, profile, decode_first=first))
+
+
+def granted(deployment: Deployment, gpu: Gpu) -> dict[Workers, float]:
+    """The part of the SMs that a process of each group may use: the mean, where they are unequal.
+
+    Raises `DoesNotFit` where green contexts do not fit the GPU.
+    """
+    groups = list(deployment.each())
+    shares = sm_shares(deployment.sharing, [group.sm_percent for group in groups], gpu)
+    return {
+        group: fmean(share for other, share in zip(groups, shares, strict=True) if other == group)
+        for group in deployment.workers
+    }
 
 
 def memory_plan(

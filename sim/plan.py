@@ -16,7 +16,7 @@ from splitwiser.sim.candidates import candidates
 from splitwiser.sim.deployment import Deployment
 from splitwiser.sim.objectives import check_goodput
 from splitwiser.sim.parallel import Progress, Question, Searches, Task
-from splitwiser.sim.physics import memory_plan
+from splitwiser.sim.physics import granted, memory_plan
 from splitwiser.sim.replications import REPLICATIONS, limits, resampled
 from splitwiser.sim.search import TOLERANCE, Capacity, check_scalable
 from splitwiser.traces.trace import Trace
@@ -134,11 +134,12 @@ def _servable(trace: Trace, llm: Llm) -> tuple[Trace, tuple[str, ...]]:
 def _fitting(
     deployments: Sequence[Deployment], llm: Llm, gpu: Gpu, profile: Profile, trace: Trace
 ) -> tuple[dict[int, MemoryPlan], dict[int, Skipped]]:
-    """The memory plans of the deployments that fit, by number, and the others with their sums."""
+    """The memory plans of the deployments that fit, by number, and why the others do not."""
     memories: dict[int, MemoryPlan] = {}
     skipped: dict[int, Skipped] = {}
     for index, deployment in enumerate(deployments):
         try:
+            granted(deployment, gpu)
             memories[index] = memory_plan(
                 deployment, llm, gpu, profile, trace.longest_prompt(llm.max_context)
             )

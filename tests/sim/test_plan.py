@@ -119,6 +119,16 @@ def test_what_does_not_fit_is_listed_with_its_sum() -> None:
     assert "GiB usable" in skipped.reason
 
 
+def test_groups_of_sms_that_do_not_fit_are_listed() -> None:
+    """A deployment whose parts the GPU cannot divide its SMs into is skipped, and the reason told."""
+    parts = (Workers("prefill", 10, 5.0), Workers("decode", 10, 5.0))
+    tiny = replace(split(), name="twenty parts", workers=parts, sharing="green_contexts")
+    found = asked(deployments=(tiny, continuous()))
+    assert [row.name for row in found.rows] == ["continuous"]
+    (skipped,) = found.skipped
+    assert "do not fit 132 SMs" in skipped.reason
+
+
 def test_a_model_that_fits_nowhere_is_refused_with_the_sum() -> None:
     """Where no deployment fits, there is no plan, but one line with the memory sum."""
     with pytest.raises(DoesNotFit, match=r"no deployment fits: .*GiB usable") as error:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from splitwiser.models.granted import granularity, group_sizes
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,13 +24,6 @@ class Partition(NamedTuple):
     stream: torch.cuda.Stream
     sms: int
     keep: object = None
-
-
-class Granularity(NamedTuple):
-    """SM groups of a GPU have *least* SMs or more, in multiples of *step*."""
-
-    least: int
-    step: int
 
 
 @contextmanager
@@ -86,38 +81,6 @@ def green_partitions(percents: Sequence[float], device_index: int) -> list[Parti
             )
         )
     return partitions
-
-
-def granularity(major: int) -> Granularity:
-    """The granularity of SM groups on GPUs of compute capability *major*.x.
-
-    From the CUDA driver API, cuDevSmResourceSplitByCount.
-    """
-    if major >= 9:
-        return Granularity(8, 8)
-    return {8: Granularity(4, 2), 7: Granularity(2, 2)}.get(major, Granularity(1, 1))
-
-
-def group_sizes(percents: Sequence[float], sms: int, grain: Granularity) -> list[int]:
-    """The SMs to ask for, for each of *percents* of *sms*: the nearest count that can be had.
-
-    Where the percents sum to 100, the largest group (the last of equals) takes what the others
-    leave: there the rounding matters least. Raises ValueError where the groups do not fit.
-    """
-    sizes = [
-        max(grain.least, grain.step * int(sms * percent / 100 / grain.step + 0.5))
-        for percent in percents
-    ]
-    if abs(sum(percents) - 100) < 1e-6:
-        largest = max(range(len(sizes)), key=lambda place: (percents[place], place))
-        sizes[largest] = sms - sum(sizes) + sizes[largest]
-    if sum(sizes) > sms or min(sizes) < grain.least:
-        asked = ", ".join(f"{percent:g}" for percent in percents)
-        raise ValueError(
-            f"green contexts of {asked} % do not fit {sms} SMs in groups of {grain.least} or more, "
-            f"in steps of {grain.step}; use fewer or smaller ones"
-        )
-    return sizes
 
 
 def split_sms(

@@ -6,69 +6,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from splitwiser.models.granted import granularity, group_sizes
 from splitwiser.validate.runtime.partition import (
-    granularity,
     green_partitions,
-    group_sizes,
     priority_streams,
     run_on,
     split_sms,
 )
 
-GPUS = st.sampled_from([(132, 9), (108, 8), (72, 8), (84, 7), (56, 6)])
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-def sizes_of(percents: list[float], sms: int, major: int) -> list[int]:
-    try:
-        return group_sizes(percents, sms, granularity(major))
-    except ValueError:
-        assume(False)
-        raise
-
-
-@given(GPUS, st.lists(st.floats(1, 100), min_size=1, max_size=5))
-def test_groups_are_what_can_be_had(gpu: tuple[int, int], percents: list[float]) -> None:
-    """Groups fit the GPU, are multiples of the step, and each is nearest to what was asked."""
-    assume(sum(percents) < 99)
-    sms, major = gpu
-    grain = granularity(major)
-    sizes = sizes_of(percents, sms, major)
-    assert sum(sizes) <= sms
-    for percent, size in zip(percents, sizes, strict=True):
-        assert size % grain.step == 0
-        assert size == grain.least or abs(size - sms * percent / 100) <= grain.step / 2 + 1e-9
-
-
-@given(GPUS, st.lists(st.integers(1, 20), min_size=1, max_size=5))
-def test_a_hundred_percent_leaves_no_sm_idle(gpu: tuple[int, int], parts: list[int]) -> None:
-    """Where the percents sum to 100 the groups use every SM, and the largest has the rest."""
-    sms, major = gpu
-    grain = granularity(major)
-    percents = [100 * part / sum(parts) for part in parts]
-    sizes = sizes_of(percents, sms, major)
-    assert sum(sizes) == sms
-    odd = [place for place, size in enumerate(sizes) if size % grain.step]
-    assert all(percents[place] == max(percents) for place in odd) and len(odd) <= 1
-
-
-def test_an_h200_splits_as_measured() -> None:
-    """On 132 SMs in steps of 8, 75 and 25 % are 100 and 32 SMs, whichever comes first."""
-    assert group_sizes([75, 25], 132, granularity(9)) == [100, 32]
-    assert group_sizes([25, 75], 132, granularity(9)) == [32, 100]
-    assert group_sizes([100], 132, granularity(9)) == [132]
-
-
-def test_groups_that_do_not_fit_are_refused() -> None:
-    """More groups than there is room for are refused in one line with the granularity."""
-    with pytest.raises(ValueError, match="groups of 8 or more") as error:
-        group_sizes([5.0] * 20, 132, granularity(9))
-    assert "\n" not in str(error.value)
 
 
 class Driver:
