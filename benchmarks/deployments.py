@@ -2,6 +2,7 @@
 
     python benchmarks/deployments.py TRACE [--only NAME...] [--repeats N] [--out FOLDER]
     python benchmarks/deployments.py                       # the table of what was measured
+    python benchmarks/deployments.py TRACE --predict       # the same, simulated, and how far off it is
 
 TRACE is the Azure conversation trace of 2023: its first five minutes, speeded up to --rate, which is
 near 0.7 of what one H200 carries of it with Llama-3.1-8B (`splitwiser plan`: 14 requests/s). Each
@@ -18,10 +19,10 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from splitwiser.sim.deployment import (
     Deployment,
@@ -33,10 +34,16 @@ from splitwiser.sim.deployment import (
     split,
 )
 
+if TYPE_CHECKING:
+    from splitwiser.traces.trace import Trace
+
 MODEL = "meta-llama/Llama-3.1-8B"
+GPU = "h200"
 MINUTES = 5
 MEASURED = Path(__file__).with_name("h200_deployments")
 METRICS = ("ttft", "tpot")
+TITLES = ("req/s", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99")
+KEYS = ("throughput", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")
 # What is kept of every request.
 COLUMNS = ("arrival", "prompt_tokens", "output_tokens", "scheduled", "first_token", "finished")
 
@@ -63,6 +70,8 @@ DEPLOYMENTS: dict[str, Callable[[], Deployment]] = {
 def main() -> int:
     """Measure what is asked for, then print the table of all that has been measured."""
     options = _options()
+    if options.predict:
+        return _predict(options)
     if options.trace is not None:
         for repeat in range(options.repeats):
             for name in options.only or DEPLOYMENTS:
@@ -81,11 +90,9 @@ def main() -> int:
 def _measure(name: str, repeat: int, options: argparse.Namespace) -> None:
     from splitwiser.models.catalogue import llm
     from splitwiser.sim.result import plain
-    from splitwiser.traces.readers import read_trace
     from splitwiser.validate import execute
 
-    trace = read_trace(options.trace).slice(0, 60 * options.minutes)
-    trace = trace.scale(options.rate / trace.rate)
+    trace = _traffic(options, options.rate)
     print(f"{name} {repeat}: {len(trace)} requests in {trace.arrival[-1]:.0f} s", file=sys.stderr)
     result = execute(
         trace,
@@ -113,6 +120,46 @@ def _measure(name: str, repeat: int, options: argparse.Namespace) -> None:
     (options.out / f"{name}-{repeat}.json").write_text(text + "\n")
 
 
+def _traffic(options: argparse.Namespace, rate: float) -> Trace:
+    from splitwiser.traces.readers import read_trace
+
+    trace = read_trace(options.trace).slice(0, 60 * options.minutes)
+    return trace.scale(rate / trace.rate)
+
+
+# Predicted beside measured ----------------------------------------------------------------------
+
+
+def _predict(options: argparse.Namespace) -> int:
+    """Simulate what was measured, print how far off that is, and return the exit status."""
+    from splitwiser.models.catalogue import llm
+    from splitwiser.models.gpu import gpu
+    from splitwiser.sim.simulate import simulate
+
+    measured = _rows(options.out)
+    if options.trace is None or not measured:
+        print("--predict needs the trace, and results of runs with it", file=sys.stderr)
+        return 2
+    print(f"{'deployment':<23}" + "".join(f"{title:>20}" for title in TITLES))
+    errors: list[list[float]] = []
+    for row in measured:
+        trace = _traffic(options, row["rate"])
+        deployment = DEPLOYMENTS[row["deployment"]]()
+        result = simulate(trace, deployment, llm(options.model), gpu(GPU), until=row["until"])
+        predicted = _figures([result.summary(percentiles=(50, 99))])
+        off = [predicted[key][0] / row[key][0] - 1.0 for key in KEYS]
+        if row["until"] is None:
+            errors.append(off)
+        cells = (
+            f"{f'{predicted[key][0]:.4g} ({error:+.1%})':>20}"
+            for key, error in zip(KEYS, off, strict=True)
+        )
+        print(f"{row['deployment']:<23}" + "".join(cells))
+    mean = (statistics.fmean(map(abs, column)) for column in zip(*errors, strict=True))
+    print(f"{'mean of whole runs':<23}" + "".join(f"{size:>20.1%}" for size in mean))
+    return 0
+
+
 # The table --------------------------------------------------------------------------------------
 
 
@@ -125,23 +172,32 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return [_row(name, runs[name]) for name in DEPLOYMENTS if name in runs]
 
 
-def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _figures(summaries: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The median, least and most of each figure of several runs' summaries."""
+
     def spread(key: str) -> list[float]:
-        values = [float(run["summary"][key]) for run in runs]
+        values = [float(summary[key]) for summary in summaries]
         return [statistics.median(values), min(values), max(values)]
 
+    return {
+        "completed": spread("completed"),
+        "throughput": spread("request_throughput"),
+        **{f"{m}_p{p}_ms": spread(f"p{p}_{m}_ms") for m in METRICS for p in (50, 99)},
+    }
+
+
+def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     meta = runs[0]["meta"]
     return {
         "deployment": name,
         "runs": len(runs),
-        "completed": spread("completed"),
-        "throughput": spread("request_throughput"),
-        **{f"{m}_p{p}_ms": spread(f"p{p}_{m}_ms") for m in METRICS for p in (50, 99)},
+        **_figures([run["summary"] for run in runs]),
         "handover_p99_ms": _worst(run["meta"]["overheads"].get("handover_ms", {}) for run in runs),
         "granted_sms": meta["granted_sms"],
         "power_w": meta["telemetry"]["power_w_mean"],
         "provenance": meta["provenance"],
         "rate": runs[0]["rate"],
+        "until": runs[0]["until"],
         "traffic": meta["traffic"],
     }
 
@@ -153,17 +209,16 @@ def _worst(handovers: Iterable[dict[str, float]]) -> float | None:
 
 def _print(rows: list[dict[str, Any]]) -> None:
     about = rows[0]["provenance"]
+    dates = sorted({row["provenance"]["date"][:10] for row in rows})
     print(
         f"{MODEL} on {about['name']}, driver {about.get('driver')}, torch {about['torch']}, "
-        f"{about['date'][:10]}\n{rows[0]['traffic']} at {rows[0]['rate']:g} requests/s; "
+        f"{' and '.join(dates)}\n{rows[0]['traffic']} at {rows[0]['rate']:g} requests/s; "
         "several runs: median (least-most)"
     )
-    titles = ("req/s", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99")
-    keys = ("throughput", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")
     head = f"{'deployment':<23}{'SMs':>8}{'done':>6}"
-    print(head + "".join(f"{title:>21}" for title in titles) + "  hand-over p99    W")
+    print(head + "".join(f"{title:>21}" for title in TITLES) + "  hand-over p99    W")
     for row in rows:
-        cells = "".join(f"{_cell(row[key], row['runs']):>21}" for key in keys)
+        cells = "".join(f"{_cell(row[key], row['runs']):>21}" for key in KEYS)
         sms = "+".join(str(count) for count in row["granted_sms"])
         done, handed = row["completed"][0], row["handover_p99_ms"]
         waited = "" if handed is None else f"{handed:.2f}"
@@ -180,6 +235,7 @@ def _cell(values: list[float], runs: int) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("trace", nargs="?", type=Path, help="the trace file; none: only the table")
+    parser.add_argument("--predict", action="store_true", help="simulate what was measured")
     parser.add_argument("--only", nargs="+", choices=list(DEPLOYMENTS), help="these deployments")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each (default 1)")
     parser.add_argument("--first", type=int, default=0, help="number of the first run")
