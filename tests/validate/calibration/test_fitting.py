@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from splitwiser.models.profile import PARAMETERS, Profile, profile_for
-from splitwiser.validate.calibration.fitting import Fit, fit
+from splitwiser.validate.calibration.fitting import Fit, fit, refitted
 from splitwiser.validate.calibration.needs import NEEDS
 from splitwiser.validate.calibration.observations import (
     Observations,
@@ -311,6 +311,26 @@ def test_rows_go_together_and_apart() -> None:
     assert both.predict(BASE).tolist() == steps(BASE).tolist()
     with pytest.raises(ValueError, match="2 titles for 60 measured rows"):
         Observations(good.measured, good.groups, ["a", "b"], steps)
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.0, 0.02]))
+@settings(max_examples=10, deadline=None)
+def test_a_refit_ends_where_a_fit_of_its_rows_does(seed: int, noise: float) -> None:
+    """From the values of all rows, a part of them leads where a fit of that part from afar leads."""
+    every = rows(noise=noise, seed=seed)
+    part = every.select(np.arange(len(every)) % 3 != 0)
+    known = {name: fit(BASE, START, every).profile.value(name) for name in START}
+    again = refitted(BASE, known, part, noise=0.05)
+    anew = fit(BASE, START, part).profile
+    for name in START:
+        assert again.value(name) == pytest.approx(anew.value(name), rel=1e-3)
+
+
+def test_a_value_at_its_upper_bound_is_searched_from_below() -> None:
+    """A search that begins at a bound leaves it, whichever bound it is."""
+    for bound in (PARAMETERS["gemm_efficiency"].lower, PARAMETERS["gemm_efficiency"].upper):
+        again = refitted(BASE, {**TRUTH, "gemm_efficiency": bound}, rows(), noise=0.05)
+        assert again.value("gemm_efficiency") == pytest.approx(TRUTH["gemm_efficiency"], rel=1e-4)
 
 
 def test_cross_validation_never_shows_a_fit_its_own_fold() -> None:
