@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitwiser.models.catalogue import llm
+from splitwiser.models.cost import CostModel
 from splitwiser.models.gpu import gpu
 from splitwiser.models.profile import profile_for
 from splitwiser.models.sharing import sharing_for
@@ -88,6 +89,23 @@ def test_decode_has_priority_where_it_has_workers_of_its_own(name: str) -> None:
     profile = profile_for("h200")
     law = Physics.of(made, llm("facebook/opt-125m"), gpu("h200"), profile).sharing
     assert law is sharing_for(made.sharing, profile, decode_first=made.decode_first)
+
+
+@pytest.mark.parametrize(
+    ("sharing", "prefill", "decode"), [("mps", 98, 32), ("green_contexts", 100, 32)]
+)
+def test_a_step_costs_what_it_does_on_the_sms_that_are_granted(
+    sharing: str, prefill: int, decode: int
+) -> None:
+    """75 and 25 % of an H200 are the whole groups of SMs that it grants, in the simulation too."""
+    made = replace(parse(SPLIT), sharing=sharing)
+    profile, model = profile_for("h200"), llm("meta-llama/Llama-3.1-8B")
+    costs = Physics.of(made, model, gpu("h200"), profile).costs
+    for group, sms in zip(made.workers, (prefill, decode), strict=True):
+        green = sharing == "green_contexts"
+        share = sms / gpu("h200").sms
+        exact = CostModel(model, gpu("h200"), profile, sm_share=share, whole_device_grids=green)
+        assert costs(group).step(512, 1, 131_328, 512) == exact.step(512, 1, 131_328, 512)
 
 
 def one_of(*values: str) -> st.SearchStrategy[str]:
