@@ -143,6 +143,8 @@ def _predict(options: argparse.Namespace) -> int:
     print(f"{'deployment':<23}" + "".join(f"{title:>20}" for title in TITLES))
     errors: list[list[float]] = []
     for row in measured:
+        if row["deployment"] not in (options.only or DEPLOYMENTS):
+            continue
         trace = _traffic(options, row["rate"])
         deployment = DEPLOYMENTS[row["deployment"]]()
         result = simulate(trace, deployment, llm(options.model), gpu(GPU), until=row["until"])

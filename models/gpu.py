@@ -22,8 +22,9 @@ class Gpu:
     have is absent. `bandwidth` is bytes/s of device memory and `pcie` bytes/s in one direction;
     `memory` is the bytes that the driver gives to programs (less than the data sheet's gigabytes),
     `l2` bytes of last-level cache, `power` watts, `price_per_hour` US dollars (an editable default,
-    not a quote: `dataclasses.replace(gpu, price_per_hour=...)`). `compute_capability` is CUDA's, None for
-    what is no CUDA device. For `cpu`, `sms` are cores. `source` says where the numbers stand.
+    not a quote: `dataclasses.replace(gpu, price_per_hour=...)`). For `cpu`, `sms` are cores.
+    `source` says where the numbers stand. `compute_capability` is CUDA's, None for what is no CUDA
+    device.
     """
 
     name: str

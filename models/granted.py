@@ -9,7 +9,7 @@ from splitwiser.models.gpu import Gpu
 from splitwiser.models.memory import DoesNotFit
 
 # MPS rounds a limit down to whole TPCs, of two SMs each: an H200 of 132 SMs grants 14 for 12 %,
-# 38 for 30 %, 98 for 75 %, 118 for 90 % (benchmarks/h200/calibration.jsonl: `sms` of its lanes).
+# 34 for 27 %, 100 for 77 %, 118 for 90 % (benchmarks/h200/calibration.jsonl: `sms` of its lanes).
 TPC = 2
 _FEW = 1e-9  # rounding of whole numbers that were divided
 

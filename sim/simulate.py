@@ -34,7 +34,7 @@ def simulate(
     it. `until` ends the simulation at a time in seconds; without it every request runs to its end.
     `progress` is called now and then with the share of the requests that have arrived; where it
     returns False, the simulation ends there. The same arguments give the same result, bit for bit.
-    Raises `DoesNotFit` where the deployment does not fit the GPU's memory.
+    Raises `DoesNotFit` where the deployment does not fit the GPU's memory or SMs.
     """
     profile = profile if profile is not None else profile_for(gpu.name)
     if until is not None and not until > 0:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from splitwiser.models import balance
 from splitwiser.models.balance import LEAST, Side, balanced, crowd
 from splitwiser.models.profile import PARAMETERS
 
@@ -61,6 +62,20 @@ def test_two_tasks_balance_as_several_do(
 @settings(max_examples=100, deadline=None)
 def test_a_crowd_is_in_balance(n: int, seed: int, wait: float) -> None:
     """Each of several tasks runs as fast as the others let it, or as its host does."""
+    balances(n, seed, wait)
+
+
+def test_a_crowd_settles_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tasks there are, and whatever they cost each other, 60 rounds balance them."""
+    monkeypatch.setattr(balance, "ROUNDS", 60)
+    for n in range(3, 9):
+        for seed in range(20):
+            for wait in (0.3, 1.0, 4.0, 30.0):
+                balances(n, seed, wait)
+
+
+def balances(n: int, seed: int, wait: float) -> None:
+    """Assert that a crowd drawn with *seed* is in balance."""
     draw = np.random.default_rng(seed)
     apart = np.ones((n, n)) - np.eye(n)
     use, cost = draw.uniform(0.01, 1.0, n), 1.0 + draw.exponential(0.1, n)

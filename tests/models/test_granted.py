@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -11,6 +14,7 @@ from splitwiser.models.granted import TPC, granularity, group_sizes, sm_shares
 from splitwiser.models.memory import DoesNotFit
 
 GPUS = st.sampled_from([(132, 9), (108, 8), (72, 8), (84, 7), (56, 6)])
+MEASURED = Path(__file__).parents[2] / "benchmarks" / "h200" / "calibration.jsonl"
 PERCENTS = st.none() | st.floats(1, 100)
 
 
@@ -63,9 +67,14 @@ def test_groups_that_do_not_fit_are_refused() -> None:
 
 def test_mps_grants_an_h200_what_was_measured() -> None:
     """Limits under MPS are whole TPCs, rounded down, as an H200 granted them."""
-    limits = [12.0, 24.0, 30.0, 42.0, 51.0, 75.0, 77.0, 90.0]
-    sms = [round(132 * share) for share in sm_shares("mps", limits, gpu("h200"))]
-    assert sms == [14, 30, 38, 54, 66, 98, 100, 118]
+    records = [json.loads(line) for line in MEASURED.read_text().splitlines()]
+    lanes = [
+        lane for record in records if record.get("sharing") == "mps" for lane in record["lanes"]
+    ]
+    granted = {lane["sm_percent"]: lane["sms"] for lane in lanes if lane["sm_percent"]}
+    assert len(granted) > 10
+    shares = sm_shares("mps", list(granted), gpu("h200"))
+    assert [132 * share for share in shares] == pytest.approx(list(granted.values()))
 
 
 @given(st.sampled_from(gpus()), st.lists(PERCENTS, min_size=1, max_size=6))

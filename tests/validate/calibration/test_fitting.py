@@ -204,7 +204,8 @@ def test_a_parameter_that_may_be_0_comes_out_as_0() -> None:
 def test_an_efficiency_stops_at_its_bound() -> None:
     """Rows faster than any efficiency allows end at 1, and are told as misses."""
     fast = rows()
-    result = fit(BASE, START, Observations(fast.measured / 2, fast.groups, fast.titles, steps))
+    with np.errstate(all="raise"):
+        result = fit(BASE, START, Observations(fast.measured / 2, fast.groups, fast.titles, steps))
     gemm = next(p for p in result.parameters if p.name == "gemm_efficiency")
     assert (gemm.value, gemm.at_bound) == (1.0, True)
     assert result.errors_by_group()["prefill"].mape > 0.05
