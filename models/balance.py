@@ -1,107 +1,120 @@
 """The balance of tasks that slow one another: how much of the time the kernels of each run.
 
-The part x_i of the time in which the kernels of task i run is
+Two tasks that want the device all the time run the parts x and w of it, with
 
-    x_i = min(use_i, 1 / (cost_i + sum_j slower_ij * y_ij))
+    1/x = cost_x + slower_x * w,   1/w = cost_w + slower_w * x
 
-where y_ij is the part in which j runs of the time that further tasks leave to i and j: x_j itself,
-where there are but two. `models/spatial.py` says what the coefficients are.
+A task wants it for a part of the time only where its host is late with launches, and in the overhead
+behind each of its steps. While it does, both run as above; in the rest the other has the device to
+itself. Of several tasks each waits for every other as in their pair, for as long as that one wants
+the device. `models/spatial.py` says what the coefficients are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, inf, log, sqrt
+from math import hypot, sqrt
+from typing import NamedTuple
 
-Side = tuple[float, float, float]
-"""The most that x can be, the cost, 1 or more, and the slow-down by the other, above -1."""
-Other = tuple[int, float, float, float]
-"""The place of a task beside another, with what it slows that one, its most, and how they meet."""
 Matrix = Sequence[Sequence[float]]
 """Of each task a row, in it of each task a value; those of a task with itself are 0."""
 
-LEAST = 0.05  # part of the time that further tasks leave to two, at least
-ROUNDS = 300  # at most, for three tasks and more; 10 are the rule
-PRECISE = 1e-9  # relative
-SHORTER = 0.7  # of a round's way, where the last one led no closer
+ROUNDS = 300  # at most; 1 where all want the device all the time, else some 5
+PRECISE = 1e-9
+LEAST = 1e-6  # of the time: no task that wants the device runs less
 
 
-def balanced(one: Side, two: Side) -> tuple[float, float]:
-    """Return the x of two tasks.
+class Need(NamedTuple):
+    """What a task has of the device at most.
 
-    w of the second put into x*(c + a*w) = 1 gives a quadratic with one positive root. A task that
-    cannot be as fast as there, because its host or its overhead hold it back, runs as fast as it
-    can, and the other beside it.
+    `use` is the most that its x can be, `idle` the overhead after a step and `cost` the step, both
+    over the time of its kernels.
     """
-    (use, c, a), (other_use, d, b) = one, two
-    square, linear = c * b, c * d + a - b
-    root = sqrt(max(linear * linear + 4.0 * square * d, 0.0))
+
+    use: float
+    idle: float
+    cost: float
+
+    def wants(self, pace: float) -> float:
+        """Return the part of the time in which it wants the device, of which it then has *pace*."""
+        return min(1.0 / (1.0 + self.idle * pace), self.use / pace)
+
+
+def free(cost: float, slower: float, other_cost: float, slows: float) -> tuple[float, float]:
+    """Return the x of two tasks that want the device all the time.
+
+    w of the second put into x*(c + a*w) = 1 gives a quadratic with one positive root.
+    """
+    square, linear = cost * slows, cost * other_cost + slower - slows
+    root = sqrt(max(linear * linear + 4.0 * square * other_cost, 0.0))
     # Of the two ways to write the root, the one in which nothing cancels.
-    x = 2.0 * d / (linear + root) if linear > 0.0 else (root - linear) / (2.0 * square)
-    w = 1.0 / (d + b * x)
-    if x > use:
-        return use, min(1.0 / (d + b * use), other_use)
-    if w > other_use:
-        return min(1.0 / (c + a * other_use), use), other_use
-    return x, w
+    x = 2.0 * other_cost / (linear + root) if linear > 0.0 else (root - linear) / (2.0 * square)
+    return x, 1.0 / (other_cost + slows * x)
 
 
-def crowd(
-    use: Sequence[float], cost: Sequence[float], slower: Matrix, most: Matrix, meet: Matrix
-) -> list[float]:
+def pair(one: Need, slower: float, two: Need, slows: float) -> tuple[float, float]:
+    """Return the x of two tasks, *one* slowed by *slower* per x of *two*, and that one by *slows*.
+
+    As `balanced`, in a fraction of its time: nearly all that a simulation asks for is pairs.
+    """
+    x, w = free(one.cost, slower, two.cost, slows)
+    alone, other_alone = 1.0 / one.cost, 1.0 / two.cost
+    part = other_part = 1.0
+    for _ in range(ROUNDS):
+        pace = alone + other_part * (x - alone)
+        other_pace = other_alone + part * (w - other_alone)
+        before, other_before = part, other_part
+        part, other_part = one.wants(pace), two.wants(other_pace)
+        if abs(part - before) < PRECISE and abs(other_part - other_before) < PRECISE:
+            break
+    return part * pace, other_part * other_pace
+
+
+def balanced(needs: Sequence[Need], waits: Matrix) -> list[float]:
     """Return the x of several tasks.
 
-    Of its time *meet*_ij * x_j is j's, and not left to i and others. y_ij is at most *most*_ij,
-    what j runs beside i alone where no host holds either back: more turns it does not get.
-
-    Each round goes, by logarithms, to what the last x allow, less what that way has in common with
-    the change of ways since the round before: Anderson's acceleration of depth 1 (Walker and Ni,
-    SIAM J. Numer. Anal. 49, 1715, 2011).
+    *waits*_ij is what task i waits for j over the time of its own kernels, while both want the
+    device: what slows it per x of j, times the x of j beside it (`free`).
     """
-    others: list[list[Other]] = [
-        [(j, slower[i][j], most[i][j], part) for j, part in enumerate(row) if j != i]
-        for i, row in enumerate(meet)
-    ]
-    at, before = [log(each / len(use)) for each in use], None
-    step, closest = 1.0, inf
+    others = [[(j, wait) for j, wait in enumerate(row) if j != i] for i, row in enumerate(waits)]
+    wanting = [1.0] * len(needs)
     for _ in range(ROUNDS):
-        x = [exp(each) for each in at]
-        ways = [
-            log(_allowed(row, x, most_used, least_cost) / each)
-            for row, each, most_used, least_cost in zip(others, x, use, cost, strict=True)
+        paces = [
+            _pace(need.cost, [(wait, wanting[j]) for j, wait in row])
+            for need, row in zip(needs, others, strict=True)
         ]
-        far = max(map(abs, ways))
-        if far < PRECISE:
+        before = wanting
+        wanting = [need.wants(pace) for need, pace in zip(needs, paces, strict=True)]
+        if max(abs(now - then) for now, then in zip(wanting, before, strict=True)) < PRECISE:
             break
-        if far > closest:
-            step *= SHORTER
-        closest = far
-        moves = [step * way for way in ways]
-        if before is not None:
-            was, went = before
-            turns = [way - last for way, last in zip(ways, went, strict=True)]
-            back = _part(ways, turns)
-            moves = [
-                move - back * (here - there + step * turn)
-                for move, here, there, turn in zip(moves, at, was, turns, strict=True)
-            ]
-        before = at, ways
-        at = [here + move for here, move in zip(at, moves, strict=True)]
-    return x
+    return [part * pace for part, pace in zip(wanting, paces, strict=True)]
 
 
-def _allowed(others: Sequence[Other], x: Sequence[float], use: float, cost: float) -> float:
-    """Return the x of a task, where those of the *others* are known."""
-    left = 1.0
-    for j, _, _, meet in others:
-        left -= meet * x[j]
-    for j, slower, most, meet in others:
-        cost += slower * min(x[j] / max(left + meet * x[j], LEAST), most)
-    return min(1.0 / max(cost, 1.0), use)
+def _pace(cost: float, waits: Sequence[tuple[float, float]]) -> float:
+    """Return the mean of 1/(cost + waits), each wait there for a part of the time, independently.
+
+    Gauss's rule of two nodes, from the first three moments of the sum; exact for one such wait.
+    """
+    mean, square, cube = cost, 0.0, 0.0
+    for wait, part in waits:
+        mean += wait * part
+        if part < 1.0:
+            spread = part * (1.0 - part) * wait * wait
+            square += spread
+            cube += spread * (1.0 - 2.0 * part) * wait
+    if square <= PRECISE * PRECISE * mean * mean:
+        return 1.0 / max(mean, 1.0)
+    width = sqrt(square)
+    skew = cube / (square * width)
+    root = hypot(skew, 2.0)
+    long = 0.5 * (1.0 - skew / root)  # weight of the node above the mean
+    above, below = (mean + 0.5 * width * (skew + sign * root) for sign in (1.0, -1.0))
+    return long / max(above, 1.0) + (1.0 - long) / max(below, 1.0)
 
 
-def _part(way: Sequence[float], turn: Sequence[float]) -> float:
-    """Return the part of *turn* that *way* contains, by least squares, within [-1, 1]."""
-    length = sum(each * each for each in turn)
-    along = sum(one * two for one, two in zip(way, turn, strict=True))
-    return min(max(along / length, -1.0), 1.0) if length > 0.0 else 0.0
+def slow_down(pace: float, cost: float, x: float, part: float) -> float:
+    """Return what slows a task of this *pace* per x of a neighbour that runs *x* of the time, and
+    wants the device a *part* of it.
+    """
+    beside = max((pace - (1.0 - part) / cost) / part, LEAST)
+    return (1.0 / beside - cost) * part / x

@@ -18,7 +18,7 @@ from splitwiser.models.neighbours import Neighbours
 if TYPE_CHECKING:
     from splitwiser.models.profile_file import ParameterEntry
 
-VERSION = 6
+VERSION = 7
 BUILT_IN = Path(__file__).parent / "profiles"
 
 
@@ -74,7 +74,7 @@ PARAMETERS: Mapping[str, Meaning] = {
     "passed": Meaning("memory-bound kernels that pass for each of arithmetic", "1", 0.1, 64.0),
     "yielded": Meaning("part of prompts' kernels between which priority passes", "1", 0.0, 1.0),
     "crowding": Meaning(
-        "how much oftener memory-bound steps come, per further one", "1", 0.0, 16.0
+        "how much oftener decodes come before prompts, per further one", "1", 0.0, 16.0
     ),
     "contention_memory": Meaning(
         "slow-down of memory-bound steps by such on other SMs", "1", 0.0, 4.0

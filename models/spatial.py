@@ -1,24 +1,26 @@
 """Kernels of several tasks at once on one GPU: MPS, streams and green contexts.
 
-With x_j the part of the time in which j's kernels run (its seconds alone on its SMs, per second),
+While two tasks want the device, the parts x of that time in which their kernels run are
 
-    1/x_i = h_i + 1 + P_i + S_ij * x_j,   1 + S_ij = (1 + C_ij*(1 - o_ij) + w_ij) * G_ij
+    1/x_i = 1 + P_i + S_ij * x_j,   1 + S_ij = (1 + C_ij*(1 - o_ij) + w_ij) * G_ij
     1/w_ij^2 = 1/(W_j*(1 + q_ij)*o_ij)^2 + 1/f_ij^2
     1/q_ij = Y_ij + tau_i/tau_j * N^(a_j - a_i)
 
-and no more than its launches from the host allow. h_i is the overhead after i's step over the time
-of its kernels, P_i what its clock loses to the power of the others, C_ij the contention of j on
-other SMs, w_ij the wait of its kernels for those of j on shared SMs (tau: mean time of a kernel, a:
-how far arithmetic binds it, o_ij: part of j's kernels that meet i's), Y_ij the part of j's kernels
-that yields to i's, f_ij what i loses by running on those SMs only where it does not meet j, and G_ij
-what measured pairs like these say beyond the law (`models/neighbours.py`).
+P_i is what i's clock loses to the power of the other, C_ij the contention of j on other SMs, w_ij
+the wait of its kernels for those of j on shared SMs (tau: mean time of a kernel, a: how far
+arithmetic binds it, o_ij: part of j's kernels that meet i's), Y_ij the part of j's kernels that
+yields to i's, f_ij what i loses by running on those SMs only where it does not meet j, and G_ij what
+measured pairs like these say beyond the law (`models/neighbours.py`). While a task waits for its
+host's launches, and in the overhead behind its steps, the others do not wait for it
+(`models/balance.py`).
 
 Kernels on the same SMs take turns. With W = 1 tasks of one kind run one kernel each by turns and
 none at once; of two kinds N light ones pass for each that arithmetic binds. GEMMs and prompt
 attention hold their SMs to the end; the element-wise kernels of prompts are thousands of short
-blocks, between which those with priority come at once. So a task loses to each of several neighbours
-what it loses to that one in a pair (`models/balance.py`), and the more light tasks there are, the
-oftener they come before the others. docs/model.md states every symbol.
+blocks, between which those with priority come at once. Of several tasks each waits for every other
+as in their pair; but all prompts get a kernel by turns before any gets its next, and decodes pass in
+what all of these yield: the oftener, the more decodes there are, for when one of them has nothing to
+run, another has. docs/model.md states every symbol.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from functools import cache
 from math import exp, hypot, inf, log, prod
 from typing import NamedTuple
 
-from splitwiser.models.balance import Matrix, balanced, crowd
+from splitwiser.models.balance import Matrix, Need, balanced, free, pair, slow_down
 from splitwiser.models.cost import Demand
 from splitwiser.models.neighbours import Kind, Neighbours, coordinates
 from splitwiser.models.regimes import Sharing
@@ -61,8 +63,7 @@ class Running(NamedTuple):
 
     `use` is the part of its time alone in which its kernels run, `idle` its overhead over the time
     of its kernels, `tau` the mean time of a kernel in seconds, `mix` the part of it that is
-    arithmetic; `light`, in [0, 1], how far it is from wanting every SM; `share` the part of the SMs
-    that it may use; `prompts` whether it computes prompts; `cell` is where pairs with it are looked
+    arithmetic; `share` the part of the SMs that it may use; `prompts` whether it computes prompts; `cell` is where pairs with it are looked
     up.
     """
 
@@ -70,7 +71,6 @@ class Running(NamedTuple):
     idle: float
     tau: float
     mix: float
-    light: float
     share: float
     prompts: bool
     cell: Cell
@@ -105,13 +105,16 @@ class Spatial(Sharing):
 
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
         tasks = [self._running(demand) for demand in demands]
-        shares = sum(task[5] for task in tasks)
-        if len(tasks) == 2:  # nearly all that a simulation asks for
+        shares = sum(task.share for task in tasks)
+        if len(tasks) == 2:
             one, two = tasks
             side, other = self._sides(one, two, shares)
-            x, w = balanced((one[0], *side[:2]), (two[0], *other[:2]))
-            return [x / one[0], w / two[0]]
-        return self._crowded(tasks, shares)
+            found: Sequence[float] = pair(
+                Need(*one[:2], side[0]), side[1], Need(*two[:2], other[0]), other[1]
+            )
+        else:
+            found = self._crowded(tasks, shares)
+        return [min(x / task.use, 1.0) for x, task in zip(found, tasks, strict=True)]
 
     def _sides(
         self, one: Running, two: Running, shares: float
@@ -125,33 +128,28 @@ class Spatial(Sharing):
         )
 
     def _crowded(self, tasks: Sequence[Running], shares: float) -> list[float]:
-        """Return the rates of three tasks and more."""
+        """Return the x of three tasks and more."""
         places = range(len(tasks))
-        most, heat, meet, light = ([[0.0] * len(tasks) for _ in places] for _ in range(4))
+        slower, beside, heat, meet = ([[0.0] * len(tasks) for _ in places] for _ in range(4))
         for i in places:
             for j in places[:i]:
                 one, two = tasks[i], tasks[j]
                 side, other = self._sides(one, two, shares)
+                slower[i][j], slower[j][i] = side[1], other[1]
                 heat[i][j], heat[j][i] = side[2], other[2]
-                most[j][i], most[i][j] = balanced((1.0, *side[:2]), (1.0, *other[:2]))
+                beside[j][i], beside[i][j] = free(*side[:2], *other[:2])
                 meet[i][j] = overlap(one.share, two.share, shares)
                 meet[j][i] = overlap(two.share, one.share, shares)
-                both = self._beside.crowding * one.light * two.light
-                light[i][j] = both * meet[i][j] * two.use
-                light[j][i] = both * meet[j][i] * one.use
-        slower = self._slowed(tasks, shares, most, meet)
-        # The more light tasks there are beside one, the oftener all of these come before others.
-        often = [1.0 + sum(row) for row in light]
-        for i in places:
-            for j in places:
-                slower[i][j] *= (often[j] - light[j][i]) / (often[i] - light[i][j])
-        use = [task.use for task in tasks]
-        cost = [self._cost(task, sum(row)) for task, row in zip(tasks, heat, strict=True)]
-        running = crowd(use, cost, slower, most, meet)
-        return [min(x / each, 1.0) for x, each in zip(running, use, strict=True)]
+        needs = [
+            Need(*task[:2], self._cost(task, sum(row)))
+            for task, row in zip(tasks, heat, strict=True)
+        ]
+        x = balanced(needs, self._waits(tasks, slower, beside, meet))
+        slower = self._slowed(tasks, shares, x, meet)
+        return balanced(needs, self._waits(tasks, slower, beside, meet))
 
     def _slowed(
-        self, tasks: Sequence[Running], shares: float, most: Matrix, meet: Matrix
+        self, tasks: Sequence[Running], shares: float, x: Sequence[float], meet: Matrix
     ) -> list[list[float]]:
         """Return what slows each task per x of each other.
 
@@ -159,17 +157,50 @@ class Spatial(Sharing):
         """
         slower = []
         for i, one in enumerate(tasks):
-            taken = [
-                part * min(x, task.use)
-                for part, x, task in zip(meet[i], most[i], tasks, strict=True)
-            ]
             row = [0.0] * len(tasks)
             for j, two in enumerate(tasks):
                 if j != i:
-                    left = prod(1.0 - part for k, part in enumerate(taken) if k != j)
+                    left = prod(
+                        1.0 - meet[i][k] * each for k, each in enumerate(x) if k not in (i, j)
+                    )
                     row[j], _ = self._coupling(one, two, shares, left)
             slower.append(row)
         return slower
+
+    def _waits(
+        self, tasks: Sequence[Running], slower: Matrix, beside: Matrix, meet: Matrix
+    ) -> list[list[float]]:
+        """Return what each task waits for each other, over the time of its own kernels.
+
+        As in their pair, where the other's x is *beside*. But prompts take turns, so that a decode
+        passes in what the kernels of all of these yield before each gets its next; and the oftener,
+        the more decodes there are.
+        """
+        b = self._beside
+        waits = [
+            [each * x for each, x in zip(row, there, strict=True)]
+            for row, there in zip(slower, beside, strict=True)
+        ]
+        for i, one in enumerate(tasks):
+            if one.prompts:
+                continue
+            meets = [part * task.use for part, task in zip(meet[i], tasks, strict=True)]
+            turn = sum(
+                part * task.tau for part, task in zip(meets, tasks, strict=True) if task.prompts
+            )
+            for j, two in enumerate(tasks):
+                if not two.prompts or waits[i][j] <= 0.0:
+                    continue
+                further = sum(
+                    part * meet[j][k]
+                    for k, (part, task) in enumerate(zip(meets, tasks, strict=True))
+                    if not task.prompts
+                )
+                comes = 1.0 / waits[i][j] + b.yielded * (turn / two.tau - meets[j])
+                oftener = comes * (1.0 + b.crowding * further) * waits[i][j]
+                waits[i][j] /= oftener
+                waits[j][i] *= oftener
+        return waits
 
     def implied(self, demands: Sequence[Demand], rates: Sequence[float]) -> list[Implied]:
         """Return what two tasks' measured *rates* say of how each is slowed by the other.
@@ -183,14 +214,17 @@ class Spatial(Sharing):
         for i, j in ((0, 1), (1, 0)):
             one, two = tasks[i], tasks[j]
             x, w = rates[i] * one.use, rates[j] * two.use
-            slow, heat = self._coupling(one, two, shares)
-            measured = (1.0 / x - self._cost(one, heat)) / w
+            (cost, slow, _), (other_cost, slows, _) = self._sides(one, two, shares)
+            pace = 1.0 / (1.0 / x - one.idle)
+            part = 1.0 - two.idle * w
+            if _held_back(two, rates[j]):  # it wants the device for less, as far as the law tells
+                part = min(part, w / free(cost, slow, other_cost, slows)[1])
+            measured = slow_down(pace, cost, w, part)
             own, other = (Kind.of(task.tau, task.mix, task.prompts) for task in (one, two))
             met = one.share * overlap(one.share, two.share, shares)
             place = coordinates(own, other, (one.share, two.share, met), self._parts)
             log_factor = log(max(1.0 + measured, LEAST) / (1.0 + slow))
-            held_back = one.use < HELD_BACK and rates[i] > HELD_BACK
-            found.append(Implied(place, log_factor, w, held_back))
+            found.append(Implied(place, log_factor, w, _held_back(one, rates[i])))
         return found
 
     def _running(self, demand: Demand) -> Running:
@@ -201,8 +235,7 @@ class Spatial(Sharing):
         if self._beside.neighbours is not None:
             kind = Kind.of(tau, mix, prompts)
             cell = (round(CELLS * kind[0]), round(CELLS * kind[1]), prompts)
-        light = max(0.0, 1.0 - mix / COMPUTE_BOUND)
-        return Running(busy / seconds, overhead / busy, tau, mix, light, share, prompts, cell)
+        return Running(busy / seconds, overhead / busy, tau, mix, share, prompts, cell)
 
     def _coupling(
         self, one: Running, two: Running, shares: float, left: float = 1.0
@@ -211,8 +244,8 @@ class Spatial(Sharing):
 
         *left* is the part that others leave of the SMs on which the two do not meet.
         """
-        _, _, tau, mix, _, own, prompts, cell = one
-        use, _, other_tau, other_mix, _, other, other_prompts, other_cell = two
+        _, _, tau, mix, own, prompts, cell = one
+        use, _, other_tau, other_mix, other, other_prompts, other_cell = two
         b = self._beside
         apart, met, hotter, escape, costly = self._shares.meeting(own, other, shares)
         contention, least = b.contention
@@ -222,6 +255,8 @@ class Spatial(Sharing):
             turn = other_tau / tau * b.passed ** (mix - other_mix)
             if other_prompts and not prompts:
                 turn /= 1.0 + b.yielded * turn
+            elif prompts and not other_prompts:
+                turn += b.yielded
             waits = (wait + (most - wait) * other_mix) * met * (1.0 + turn)
             if left < 1.0:
                 escape, costly = self._shares.escape(own, own * apart * left)
@@ -244,17 +279,21 @@ class Spatial(Sharing):
         return exp(self._beside.neighbours.log_factor(place))
 
     def _cost(self, task: Running, heat: float) -> float:
-        """Return 1 + P_i + h_i: what a second of kernels takes beside others that only heat."""
-        cost = 1.0 + task[1]
+        """Return 1 + P_i: what a second of kernels takes beside others that only heat."""
+        cost = 1.0
         if heat > 0.0:
-            own = task[5]
+            own = task.share
             power, most = self._beside.power
             cooler = self._shares.speed(own) / self._shares.speed(own + heat) - 1.0
-            cost += (power + (most - power) * task[3]) * cooler
+            cost += (power + (most - power) * task.mix) * cooler
         return cost
+
+
+def _held_back(task: Running, rate: float) -> bool:
+    """Return whether a task of this *rate*, alone being 1, is as fast as its host lets it be."""
+    return task.use < HELD_BACK and rate > HELD_BACK
 
 
 CELLS = 20.0  # for each factor of e: a cell is 5 % wide, and tells its pairs within 2 %
 HELD_BACK = 0.9  # of the rate that host and overhead allow: who is as fast waits for them at times
 LEAST = 0.3  # slow-downs below this, times the kernels' own time, are noise
-COMPUTE_BOUND = 0.6  # of a step's time at the data sheet's limits: its kernels want every SM

@@ -49,13 +49,12 @@ def test_who_runs_beside_them_takes_of_the_way_out() -> None:
     law = sharing_for("mps", profile)
     assert isinstance(law, Spatial)
     tasks = [
-        law._running(task)._replace(use=1.0)
+        law._running(task)
         for task in (decode(profile, 8, 1024, 0.6), prefill(profile, 900, 0.7), decode(profile, 4))
     ]
-    ones = [[1.0] * 3] * 3
     for part, left in ((0.0, 1.0), (0.5, 0.5), (1.0, 0.0)):
         meet = [[0.0, 0.0, part], [0.0, 0.0, part], [0.0, 0.0, 0.0]]
-        slower = law._slowed(tasks, 1.3, ones, meet)
+        slower = law._slowed(tasks, 1.3, [1.0] * 3, meet)
         for i, j in ((0, 1), (1, 0)):
             assert slower[i][j] == law._coupling(tasks[i], tasks[j], 1.3, left)[0]
 
@@ -126,6 +125,30 @@ def test_equal_tasks_take_strict_turns(n: int, use: float, tau: float) -> None:
     law = sharing_for("mps", profile_for("a10").with_values(**strict, **APART))
     task = Demand(100 * tau / use, 100 * tau, 0.0, 0.0, 100.0, 1.0)
     assert law.rates([task] * n) == pytest.approx([min(1.0, 1.0 / (n * use))] * n)
+
+
+@given(
+    st.floats(0.0, 0.3), st.floats(1.0, 8.0), st.lists(st.floats(1.0, 30.0), min_size=2, max_size=4)
+)
+@settings(max_examples=50, deadline=None)
+def test_decode_passes_in_what_all_prompts_yield(
+    yielded: float, passed: float, longer: list[float]
+) -> None:
+    """Where one kernel runs at a time, all prompts get a kernel each by turns, and between two turns
+    decode's pass by their number, and in the part that yields of the time of all of these.
+    """
+    values = {"wait_memory": 1.0, "wait_compute": 1.0, "passed": passed, "yielded": yielded}
+    law = sharing_for("mps", profile_for("a10").with_values(**values, **APART))
+    light = Demand(1e-2, 1e-2, 0.0, 0.0, 100.0, 1.0)
+    prompts = [
+        light._replace(seconds=1e-2 * x, busy=1e-2 * x, compute=1e-9, prompt=1.0) for x in longer
+    ]
+    decodes, *turns = (
+        rate / task.seconds
+        for rate, task in zip(law.rates([light, *prompts]), [light, *prompts], strict=True)
+    )
+    assert turns == pytest.approx([turns[0]] * len(turns))
+    assert decodes / turns[0] == pytest.approx(passed + yielded * sum(longer))
 
 
 @given(st.floats(1.0, 64.0), st.floats(0.1, 10.0), st.integers(1, 4))
@@ -212,7 +235,7 @@ def test_limits_that_overlap_only_together_make_kernels_wait() -> None:
 
 
 @pytest.mark.parametrize("prefills", [1, 2, 3])
-def test_crowding_is_of_light_steps_among_themselves(prefills: int) -> None:
+def test_crowding_is_of_decodes_among_themselves(prefills: int) -> None:
     """Beside prefills, a second decode lets decodes come oftener, and one alone no oftener."""
     easy = profile_for("h200").with_values(crowding=0.0)
     hard = profile_for("h200").with_values(crowding=1.0)

@@ -224,7 +224,7 @@ EFFECTS: Mapping[str, Mapping[str, float]] = {
     "kernels launched for more SMs lose nothing by it": {"narrow": 0.0},
     "no contention on other SMs": {"contention_memory": 0.0, "contention_compute": 0.0},
     "no power shared": {"power_memory": 0.0, "power_compute": 0.0},
-    "light steps come no oftener the more they are": {"crowding": 0.0},
+    "decodes come no oftener the more they are": {"crowding": 0.0},
 }
 EFFECTS_IN_TURNS: Mapping[str, Mapping[str, float]] = {
     "in turns: the whole law": {},
