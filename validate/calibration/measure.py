@@ -60,7 +60,7 @@ def _measure_kernels(plan: Plan, device: Device, raw: RawFile, tell: _Teller) ->
         return
     tell("kernels")
     with Scratch() as scratch, Children(scratch, lambda: None) as children:
-        child = children.spawn("the process of the kernels", bench, str(device), plan.dtype, wanted)
+        child = children.start("the process of the kernels", bench, str(device), plan.dtype, wanted)
         for kernel in wanted:
             raw.add(kernel_key(kernel), _told(children.receive(child), kernel))
             tell(kernel.table.replace("_", " "))

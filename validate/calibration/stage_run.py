@@ -157,11 +157,11 @@ class StageRun:
         )
         needs = Needs(str(self._device), scratch.directory, blocks)
         variables = mps.environment(None) if mps else {}
-        owner = self._all.spawn("the owner of the weights", hold, needs, variables=variables)
+        owner = self._all.start("the owner of the weights", hold, needs, variables=variables)
         booths = list(_booths(stage, needs))
         for booth in booths:
             limit = booth.lanes[0].sm_percent
-            child = self._all.spawn(
+            child = self._all.start(
                 f"the process of lane {booth.places[0]}",
                 attend,
                 booth,

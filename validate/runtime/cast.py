@@ -25,7 +25,7 @@ from splitwiser.validate.runtime.host import work
 from splitwiser.validate.runtime.messages import Failed, Ready
 from splitwiser.validate.runtime.mps import MpsDaemon
 from splitwiser.validate.runtime.owner import own
-from splitwiser.validate.runtime.process import end, environment, is_stopped
+from splitwiser.validate.runtime.process import end, is_stopped, start
 from splitwiser.validate.runtime.room import block_table
 from splitwiser.validate.runtime.scratch import Scratch
 from splitwiser.validate.runtime.staff import Crew, Post, Property, Shared
@@ -36,8 +36,6 @@ STOP_S = 4.0  # for everybody to end a step
 STOPPED_S = 3.0  # after Ctrl-Z and `fg`, all go on together, but not in the same moment
 LEAVE_S = 2.0  # for a process whose work is done to leave
 LOOK_S = 0.2  # between two looks at whether to go on
-
-_spawn = multiprocessing.get_context("spawn")
 
 
 class Cast:
@@ -114,9 +112,9 @@ class Cast:
             free_list = BlockAllocator.create(shared.allocator(index), blocks)
             self._kept.callback(free_list.close)
             self._free_lists.append(free_list)
-        ours, theirs = _spawn.Pipe()
+        ours, theirs = multiprocessing.Pipe()
         self._holding.append(ours)
-        self._owner = self._spawn("owner", own, (shared, theirs), None)
+        self._owner = self._process("owner", own, (shared, theirs), None)
         theirs.close()
         threads = cpu_threads(deployment)
         longest = self._trace.longest_prompt(self._llm.max_context)
@@ -124,9 +122,9 @@ class Cast:
             self._start_host(shared, crew, sum(threads[i] for i in crew), longest)
 
     def _start_host(self, shared: Shared, crew: list[int], threads: int, longest: int) -> None:
-        held, owner = _spawn.Pipe()
+        held, owner = multiprocessing.Pipe()
         self._holding.append(held)
-        pipes = [_spawn.Pipe() for _ in crew]
+        pipes = [multiprocessing.Pipe() for _ in crew]
         posts = tuple(
             Post(
                 index,
@@ -140,7 +138,7 @@ class Cast:
         )
         groups = [self._groups[index] for index in crew]
         name = _name(groups, crew)
-        process = self._spawn(
+        process = self._process(
             name, work, (shared, Crew(posts, threads, owner)), groups[0].sm_percent
         )
         self._hosts.append(process)
@@ -150,15 +148,11 @@ class Cast:
             group = self._groups[index]
             self.ports.append(Port(index, group.phase, group, ours, process))
 
-    def _spawn(
+    def _process(
         self, name: str, target: Callable[..., None], args: tuple[Any, ...], percent: float | None
     ) -> BaseProcess:
-        process = _spawn.Process(target=target, args=args, name=name, daemon=True)
-        with environment({} if self._mps is None else self._mps.environment(percent)):
-            try:
-                process.start()
-            except BrokenPipeError:
-                raise RunFailed(f"{name} died as it was started") from None
+        variables = None if self._mps is None else self._mps.environment(percent)
+        process = start("forkserver", name, target, args, variables)
         assert process.pid is not None
         self._scratch.watch(process.pid)
         return process
@@ -221,7 +215,7 @@ class Cast:
         try:
             return pipe.recv()
         except (EOFError, OSError):
-            process.join(LOOK_S)
+            process.join(LEAVE_S)
             raise RunFailed(how_it_died(process)) from None
 
     @property

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Self
 
 from splitwiser.validate.runtime.faults import RunFailed, failing, how_it_died, line_of
 from splitwiser.validate.runtime.messages import Failed
-from splitwiser.validate.runtime.process import begin, end, environment
+from splitwiser.validate.runtime.process import Method, end, start
 from splitwiser.validate.runtime.scratch import Scratch
 
 PATIENCE_S = 5.0  # for children that were asked to leave, all together
@@ -29,7 +29,7 @@ TURN_S = 0.5  # between two looks at everybody's health
 class Child:
     """One child: its process, named for people, and the parent's end of its pipe."""
 
-    process: SpawnProcess
+    process: BaseProcess
     connection: Connection
 
 
@@ -37,12 +37,15 @@ class Children:
     """A context manager: on leaving it normally, children leave; on an exception, they are killed.
 
     *health* is asked now and then while nothing comes: a line that says what is wrong ends the run.
+    *method* is how children are started.
     """
 
-    def __init__(self, scratch: Scratch, health: Callable[[], str | None]) -> None:
+    def __init__(
+        self, scratch: Scratch, health: Callable[[], str | None], method: Method = "forkserver"
+    ) -> None:
         self._scratch = scratch
         self._health = health
-        self._context = multiprocessing.get_context("spawn")
+        self._method = method
         self._children: list[Child] = []
 
     def __enter__(self) -> Self:
@@ -65,7 +68,7 @@ class Children:
         for child in self._children:
             child.process.kill()
 
-    def spawn(
+    def start(
         self,
         name: str,
         work: Callable[..., None],
@@ -76,15 +79,9 @@ class Children:
 
         *variables* are what its environment has beside ours.
         """
-        mine, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=_live,
-            args=(len(self._children), work, theirs, arguments),
-            name=name,
-            daemon=True,
-        )
-        with environment(variables or {}):
-            process.start()
+        mine, theirs = multiprocessing.Pipe()
+        life = (len(self._children), work, theirs, arguments)
+        process = start(self._method, name, _live, life, variables)
         theirs.close()
         assert process.pid is not None
         self._scratch.watch(process.pid)
@@ -157,7 +154,6 @@ def _live(
     index: int, work: Callable[..., None], connection: Connection, arguments: tuple[Any, ...]
 ) -> None:
     """A child's life: run *work*, and tell in one line what goes wrong."""
-    begin()
     try:
         work(*arguments, connection)
     except (EOFError, ConnectionError):  # the parent needs nothing more

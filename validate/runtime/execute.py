@@ -29,6 +29,7 @@ from splitwiser.validate.runtime.device import (
 )
 from splitwiser.validate.runtime.faults import RunFailed
 from splitwiser.validate.runtime.messages import Ids
+from splitwiser.validate.runtime.process import prepare
 from splitwiser.validate.runtime.recorder import Recorder
 from splitwiser.validate.runtime.room import room
 from splitwiser.validate.runtime.router import Router
@@ -89,6 +90,7 @@ def execute(
         )
     about = provenance(there)
     plan = room(deployment, llm, about["name"], about.get("memory_bytes"), trace)
+    prepare()
     outputs = Outputs.of(trace.prompt_tokens, trace.output_tokens, llm.max_context)
     recorder = Recorder(trace.prompt_tokens, outputs.tokens)
     run = _Run(trace, deployment, llm, there, plan, recorder, about)

@@ -6,6 +6,7 @@ import signal
 from typing import Protocol
 
 from splitwiser.sim.result import Result
+from splitwiser.validate.runtime import fork_server
 
 
 class RunFailed(RuntimeError):  # noqa: N818 - the name says what happened, as its one line does
@@ -40,12 +41,21 @@ def how_it_died(process: Process) -> str:
     """Who ended, and how, in one line; for a process that has ended, or that says nothing more."""
     code = process.exitcode
     if code is None:
-        how = "closed its connection"
-    elif code >= 0:
-        how = f"ended too early, with exit code {code}"
-    else:
-        how = f"was killed by {_signal(-code)}"
-    return f"{named(process)} {how}"
+        return f"{named(process)} closed its connection"
+    lost = server_death() if code == fork_server.LOST else None
+    return lost or f"{named(process)} {_how(code)}"
+
+
+def server_death() -> str | None:
+    """How the fork server died, and all that it had started with it; None where it did not."""
+    died = fork_server.death()
+    return None if died is None else f"the fork server (pid {died[0]}) {_how(died[1])}"
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"ended too early, with exit code {code}"
+    return f"was killed by {_signal(-code)}"
 
 
 def _signal(number: int) -> str:

@@ -59,7 +59,8 @@ class Stage:
             self._daemon: MpsDaemon | None = None
             if self.deployment.sharing == "mps" and not on_cpu:
                 self._daemon = stack.enter_context(MpsDaemon(scratch))
-            self.children = stack.enter_context(Children(scratch, self._fault))
+            # The start of every process is part of what is measured: none comes with torch.
+            self.children = stack.enter_context(Children(scratch, self._fault, "spawn"))
             self._shared = Shared(
                 self.llm,
                 str(self.device),
@@ -70,7 +71,7 @@ class Stage:
                 (),
                 0,
             )
-            owner = self.children.spawn(
+            owner = self.children.start(
                 "the owner of the weights", own, self._shared, variables=self._variables(None)
             )
             self._weights = self.children.receive(owner).weights
@@ -92,7 +93,7 @@ class Stage:
         cpu = self.device.kind == "cpu"
         # On a GPU one thread launches; more of them would only take cores from other processes.
         threads = cpu_threads(self.deployment)[number] if cpu else 1
-        return self.children.spawn(
+        return self.children.start(
             f"generating process {number}",
             generate,
             self._shared,
@@ -176,7 +177,7 @@ class Staggered:
             return None
         shard = self._shards[number]
         name = f"tokenising process {number}"
-        return self._stage.children.spawn(name, tokenise, self._tokenizer, *shard)
+        return self._stage.children.start(name, tokenise, self._tokenizer, *shard)
 
     def _begin(self, ids: list[Ids]) -> Child | None:
         """Start the process of the shard that came, and the tokeniser of the next."""

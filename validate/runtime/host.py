@@ -13,7 +13,6 @@ from splitwiser.validate.runtime.faults import line_of
 from splitwiser.validate.runtime.mailbox import Mailbox
 from splitwiser.validate.runtime.messages import Failed, Ready
 from splitwiser.validate.runtime.owner import pool_shape, weights_arena
-from splitwiser.validate.runtime.process import begin
 from splitwiser.validate.runtime.staff import Crew, Handle, Post, Property, Shared
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ CPU_WARM_UP = 256  # prompt tokens: there is nothing to compile or load
 
 def work(shared: Shared, crew: Crew) -> None:
     """The life of a process with workers."""
-    begin()
     try:
         import torch
 

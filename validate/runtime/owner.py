@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from splitwiser.models.llm import Llm
 from splitwiser.validate.runtime.faults import line_of
-from splitwiser.validate.runtime.process import begin
 from splitwiser.validate.runtime.staff import Property, Shared
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ def own(shared: Shared, connection: Connection) -> None:
 
     Where that fails, a line that says why is sent instead of the `Property`.
     """
-    begin()
     import torch
 
     from splitwiser.validate.runtime.arena import Arena

@@ -1,4 +1,4 @@
-"""How a process of a run begins and ends: it dies with its parent, and leaves Ctrl-C to it."""
+"""How a process of a run begins and ends: it dies with the main process, and leaves Ctrl-C to it."""
 
 from __future__ import annotations
 
@@ -6,27 +6,88 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import parent_process, resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from time import monotonic
+from typing import Any, Literal
+
+from splitwiser.validate.runtime import fork_server
+from splitwiser.validate.runtime.faults import RunFailed, server_death
+
+Method = Literal["forkserver", "spawn"]
+"""How processes are started: forks of a server that has imported torch, or each from nothing."""
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 KILL_S = 2.0  # for a killed process to be gone
 SWITCH_S = 2e-5  # between threads of a process: nobody must wait for Python's usual 5 ms
 
 
-def begin() -> None:
-    """To be called first in a process that was spawned."""
+def start(
+    method: Method,
+    name: str,
+    work: Callable[..., None],
+    arguments: tuple[Any, ...],
+    variables: Mapping[str, str] | None = None,
+) -> BaseProcess:
+    """Start a process that runs `work(*arguments)`; all of it must pickle.
+
+    *variables* are what its environment has beside ours. RunFailed where it does not come to life.
+    The first fork waits until the server has imported torch; a Ctrl-C meanwhile is heard after it.
+    """
+    kinds: dict[Method, type[BaseProcess]] = {
+        "forkserver": ForkServerProcess,
+        "spawn": SpawnProcess,
+    }
+    with environment(variables or {}):
+        process = kinds[method](
+            target=_live, args=({**os.environ}, work, arguments), name=name, daemon=True
+        )
+        if method == "forkserver":
+            fork_server.ensure_running()
+        try:
+            process.start()
+        except (ConnectionError, EOFError):
+            lost = server_death() if method == "forkserver" else None
+            raise RunFailed(lost or f"{name} died as it was started") from None
+    return process
+
+
+def prepare() -> None:
+    """Start the fork server, so that it imports torch while other things are made ready."""
+    with environment({}):
+        fork_server.ensure_running()
+
+
+def _live(
+    variables: Mapping[str, str], work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    """The life of a process of a run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        parent = parent_process()
-        if parent is not None and os.getppid() != parent.pid:  # it had died already
-            sys.exit(1)
+    os.environ.clear()  # a fork has that with which its server started
+    os.environ.update(variables)
+    _die_with_parents()
     sys.setswitchinterval(SWITCH_S)
+    work(*arguments)
+
+
+def _die_with_parents() -> None:
+    """See that we are killed when the main process is, or the fork server."""
+    if sys.platform == "linux":  # for a fork the parent is the server
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    main = parent_process()
+    assert main is not None
+
+    def outlive() -> None:
+        wait([main.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Thread(target=outlive, daemon=True).start()
 
 
 def is_stopped(pid: int) -> bool:
@@ -60,8 +121,8 @@ PATIENT = {"OMP_WAIT_POLICY": "passive"}
 def environment(values: Mapping[str, str]) -> Iterator[None]:
     """Within it, processes that are started have these variables, and Ctrl-C does not reach them.
 
-    A variable of CUDA or MPS must be there before the process first touches the device, so it has
-    to be inherited. The signal is blocked until `begin` ignores it.
+    What torch's threads do is read where torch is loaded, so it has to be inherited. The signal is
+    blocked until a process of a run ignores it.
     """
     values = {**PATIENT, **values}
     resource_tracker.ensure_running()  # starting it with the first process, it would unblock

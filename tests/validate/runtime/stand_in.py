@@ -178,3 +178,8 @@ class StandIn:
 def work(connection: Connection, index: int, phase: str, habits: Habits) -> None:
     """The life of a stand-in."""
     StandIn(connection, index, phase, habits).run()
+
+
+def surroundings(connection: Connection) -> None:
+    """The work of a process: tell its environment, and what it does about Ctrl-C."""
+    connection.send((dict(os.environ), signal.getsignal(signal.SIGINT)))

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from multiprocessing import Pipe
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pytest
+from stand_in import surroundings
+from whole_run import Run
 
 from splitwiser.validate.runtime import process as module
-from splitwiser.validate.runtime.process import KILL_S, end, environment
+from splitwiser.validate.runtime.process import KILL_S, Method, end, environment, start
+
+PARENT = """
+import signal, sys, time
+from splitwiser.validate.runtime.process import start
+
+if __name__ == "__main__":
+    kept = [start(method, "a sleeper", time.sleep, (600,)) for method in ("spawn", "forkserver")]
+    print("note: started", file=sys.stderr, flush=True)
+    signal.pause()
+"""
 
 
 class Stubborn:
@@ -54,3 +70,34 @@ def test_processes_wait_without_spinning(monkeypatch: pytest.MonkeyPatch) -> Non
         assert os.environ["SPLITWISER_TRIAL"] == "1"
     assert os.environ["OMP_WAIT_POLICY"] == "active"
     assert "SPLITWISER_TRIAL" not in os.environ
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_process_has_the_environment_of_the_moment(
+    monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    """A process has its variables, beside ours as they are now, and does not hear of Ctrl-C."""
+    for moment in ("first", "second"):  # what a fork server was started with is not asked
+        monkeypatch.setenv("SPLITWISER_MOMENT", moment)
+        ours, theirs = Pipe()
+        process = start(method, "a process", surroundings, (theirs,), {"SPLITWISER_TRIAL": "1"})
+        theirs.close()
+        variables, heard = ours.recv()
+        assert variables == {**os.environ, **module.PATIENT, "SPLITWISER_TRIAL": "1"}
+        assert heard == signal.SIG_IGN
+        process.join()
+        assert process.exitcode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are watched by /proc")
+def test_processes_die_with_the_main_one(tmp_path: Path) -> None:
+    """However processes were started, none is left where the main one is killed, nor a server."""
+    program = tmp_path / "parent.py"
+    program.write_text(PARENT)
+    run = Run(tmp_path, sys.executable, str(program))
+    try:
+        run.await_note("note: started")
+    finally:
+        run.main.kill()
+        run.main.wait()
+    run.vanish(5.0)

@@ -12,7 +12,7 @@ from pathlib import Path
 from splitwiser.validate.runtime import guardian
 
 ENDS_S = 10.0  # a run that cannot go on ends within so many seconds
-LAST_S = 0.5  # multiprocessing's resource tracker leaves when it sees that the main process has
+LAST_S = 2.0  # multiprocessing's own processes leave when they see that the main process has
 STARTS_S = 90.0  # for a start, on a machine that is busy
 SERVED_S = 2.0  # of serving, before the blow: some requests have finished, and most have not
 SRC = Path(__file__).parents[3] / "src"
@@ -53,8 +53,8 @@ class Run:
         time.sleep(SERVED_S)
 
     def children(self) -> dict[str, int]:
-        """The process ids of the run's children by what they are; hosts are numbered from 0."""
-        found: list[tuple[int, int, bytes]] = []
+        """The process ids of the run's processes by what they are; hosts are numbered from 0."""
+        found: list[tuple[int, int, int, bytes]] = []
         for pid in self._marked():
             try:
                 stat = Path(f"/proc/{pid}/stat").read_text()
@@ -62,21 +62,24 @@ class Run:
             except OSError:  # it has ended meanwhile, as the guardian's own children soon do
                 continue
             fields = stat[stat.rindex(")") + 2 :].split()
-            if int(fields[1]) == self.main.pid:
-                found.append((int(fields[19]), pid, command))
+            found.append((int(fields[19]), pid, int(fields[1]), command))
         named: dict[str, int] = {}
-        spawned = 0
-        for _, pid, command in sorted(found):
-            if b"guardian.py" in command:
+        forks = 0
+        for _, pid, parent, command in sorted(found):
+            if parent == named.get("fork server"):
+                named[f"host {forks - 1}" if forks else "owner"] = pid
+                forks += 1
+            elif parent != self.main.pid:
+                continue
+            elif b"guardian.py" in command:
                 named["guardian"] = pid
                 self.directory = Path(os.fsdecode(command.split(b"\0")[-2]))
-            elif b"spawn_main" in command:
-                named[f"host {spawned - 1}" if spawned else "owner"] = pid
-                spawned += 1
+            elif b"forkserver" in command:
+                named["fork server"] = pid
         return named
 
     def child(self, name: str) -> int:
-        """The process id of a child, once it is there."""
+        """The process id of one of them, once it is there."""
         deadline = time.monotonic() + STARTS_S
         while (pid := self.children().get(name)) is None:
             assert time.monotonic() < deadline, self._err.read_text()
