@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from splitwiser.cli import run
 from splitwiser.models.profile import PARAMETERS, load_profile
 
 COMMAND = (sys.executable, "-m", "splitwiser", "calibrate", "--device", "cpu", "--quick")
@@ -62,7 +63,10 @@ def test_a_second_call_measures_nothing(calibrated: tuple[Path, str]) -> None:
 
 
 def test_raw_measurements_of_another_torch_are_refused(
-    calibrated: tuple[Path, str], tmp_path: Path
+    calibrated: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Exit 2 and one line where the folder holds what another torch measured."""
     text = (calibrated[0] / "mine-raw" / "measurements.jsonl").read_text()
@@ -70,9 +74,11 @@ def test_raw_measurements_of_another_torch_are_refused(
     (tmp_path / "mine-raw").mkdir()
     raw = tmp_path / "mine-raw" / "measurements.jsonl"
     raw.write_text(json.dumps(conditions) + "\n")
-    done = calibrate(tmp_path)
-    assert done.returncode == 2
-    refusal = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CI", CALM["CI"])
+    assert run([*COMMAND[3:], "-o", "mine.json", "--no-picture"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    refusal = [line for line in told if not line.startswith("note: ")]
     assert len(refusal) == 1
     assert "was measured with torch = '1.0'" in refusal[0]
 
