@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from stand_in import surroundings
-from whole_run import Run
+from whole_run import STARTS_S, Run
 
 from splitwiser.validate.runtime import process as module
 from splitwiser.validate.runtime.process import KILL_S, Method, end, environment, start
@@ -26,6 +26,25 @@ if __name__ == "__main__":
     print("note: started", file=sys.stderr, flush=True)
     signal.pause()
 """
+
+LOST = """
+import os, signal, threading, time
+from splitwiser.validate.runtime import fork_server
+from splitwiser.validate.runtime.faults import RunFailed
+from splitwiser.validate.runtime.process import prepare, start
+
+if __name__ == "__main__":
+    prepare()
+    server = fork_server._pid
+    os.kill(server, signal.SIGSTOP)  # so that it starts nobody before it dies
+    threading.Timer(1.0, os.kill, (server, signal.SIGKILL)).start()
+    try:
+        start("forkserver", "a sleeper", time.sleep, (600,))
+    except RunFailed as error:
+        print(str(error) == f"the fork server (pid {server}) was killed by SIGKILL")
+"""
+
+watched = pytest.mark.skipif(sys.platform != "linux", reason="processes are watched by /proc")
 
 
 class Stubborn:
@@ -89,15 +108,26 @@ def test_a_process_has_the_environment_of_the_moment(
         assert process.exitcode == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are watched by /proc")
+def running(folder: Path, text: str) -> Run:
+    """A program that starts processes, under way."""
+    program = folder / "program.py"
+    program.write_text(text)
+    return Run(folder, sys.executable, str(program))
+
+
+@watched
 def test_processes_die_with_the_main_one(tmp_path: Path) -> None:
     """However processes were started, none is left where the main one is killed, nor a server."""
-    program = tmp_path / "parent.py"
-    program.write_text(PARENT)
-    run = Run(tmp_path, sys.executable, str(program))
+    run = running(tmp_path, PARENT)
     try:
         run.await_note("note: started")
     finally:
         run.main.kill()
         run.main.wait()
     run.vanish(5.0)
+
+
+@watched
+def test_a_fork_server_that_dies_before_its_fork_is_named(tmp_path: Path) -> None:
+    """Where the fork server is killed while a process waits to be started, one line says so."""
+    assert running(tmp_path, LOST).end(STARTS_S) == (0, "True\n", [])
