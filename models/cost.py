@@ -22,7 +22,8 @@ class Demand(NamedTuple):
     run, `overhead` the part before the next step in which the GPU certainly idles. `flops`,
     `bytes` and `kernels` are the step's. `compute` and `memory` are the seconds that its FLOP take
     at the peak and its bytes at the bandwidth of the data sheet. `sm_share` is the share of the
-    SMs that the process may use, in (0, 1], and `prompt` the prompt tokens of the step.
+    SMs that the process may use, in (0, 1], `prompt` the prompt tokens of the step, and `gain` how
+    much faster, as a part, it is after a pause, when the power limit is not met.
     """
 
     seconds: float
@@ -35,6 +36,7 @@ class Demand(NamedTuple):
     compute: float = 0.0
     memory: float = 0.0
     prompt: float = 0.0
+    gain: float = 0.0
 
 
 class StepCost(NamedTuple):
@@ -44,7 +46,7 @@ class StepCost(NamedTuple):
     `gpu_per_token` those of each attended token; `host` the least time in which the host launches
     the step (0 under CUDA graphs); `overhead` the GPU's idle seconds between two steps. FLOP and
     bytes likewise at A = 0 and per attended token. `peak` (FLOP/s) and `bandwidth` (bytes/s) are
-    the data sheet's.
+    the data sheet's; `spared` are the GPU seconds less after a pause.
     """
 
     gpu: float
@@ -60,10 +62,11 @@ class StepCost(NamedTuple):
     peak: float
     bandwidth: float
     prompt: float = 0.0
+    spared: float = 0.0
 
     def seconds(self, attended: float) -> float:
         """Return the wall time of the step, overhead included."""
-        gpu, gpu_per_token, host, overhead, _, _, _, _, _, _, _, _, _ = self
+        gpu, gpu_per_token, host, overhead, *_ = self
         return max(host, gpu + gpu_per_token * attended) + overhead
 
     def demand(self, attended: float) -> Demand:
@@ -83,6 +86,7 @@ class StepCost(NamedTuple):
             peak,
             bandwidth,
             prompt,
+            spared,
         ) = self
         gpu += gpu_per_token * attended
         flops += flops_per_token * attended
@@ -101,6 +105,7 @@ class StepCost(NamedTuple):
             flops / peak,
             moved / bandwidth,
             prompt,
+            seconds / (max(gpu - spared, host) + overhead) - 1.0 if spared > 0.0 else 0.0,
         )
 
 
@@ -153,7 +158,7 @@ class CostModel:
         prompt = tokens - decodes
         kernels = c.dense_kernels
         touched = 1.0 - self._miss**tokens if self._miss else 1.0
-        gpu = tables.dense(tokens)
+        gpu, spared = tables.dense(tokens)
         flops = self._flops_row * tokens
         moved = (
             c.projection_weights
@@ -194,6 +199,7 @@ class CostModel:
             self._peak,
             self._bandwidth,
             prompt,
+            spared,
         )
 
     def decode(self, batch: int) -> StepCost:

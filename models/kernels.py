@@ -141,16 +141,24 @@ class KernelModel:
 
     def gemm(self, m: ArrayLike, n: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
         """Return the seconds of GEMMs of *m* rows: (m x k) times (k x n), weights from DRAM."""
+        return np.maximum(self.burst(m, n, k), self.sustained(m, n, k))
+
+    def sustained(self, m: ArrayLike, n: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
+        """Return the seconds that power makes such GEMMs take at least, where they never stop."""
+        m, n, k = (np.asarray(size, dtype=float) for size in (m, n, k))
+        return np.asarray(2.0 * m * n * k / self.sustained_rate)
+
+    def burst(self, m: ArrayLike, n: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
+        """Return the seconds of such GEMMs after a pause, when the power limit is not met."""
         m, n, k = (np.asarray(size, dtype=float) for size in (m, n, k))
         seconds = self._tiled(m, n, k, 1.0)
-        sustained = 2.0 * m * n * k / self.sustained_rate
         factors = self._gemm_factors(m, n, k)
         if factors is None:
-            return np.asarray(np.maximum(seconds, sustained))
+            return seconds
         activations = m * (n + k) * self.size
         moved = n * k * self.size + np.maximum(0.0, activations - self.gpu.l2)
         least = np.maximum(2.0 * m * n * k / self.share_peak, moved / self.bandwidth)
-        return np.asarray(np.maximum(seconds * factors, np.maximum(sustained, least)))
+        return np.asarray(np.maximum(seconds * factors, least))
 
     def _gemm_factors(
         self, m: NDArray[np.float64], n: NDArray[np.float64], k: NDArray[np.float64]

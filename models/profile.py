@@ -66,7 +66,7 @@ PARAMETERS: Mapping[str, Meaning] = {
     "quantum": Meaning("length of a time slice", "s", 1e-6, 1.0),
     "switch": Meaning("time to switch between contexts", "s", 0.0, 1e-1),
     "slice_hold": Meaning("share of launch gaps through which a turn is held", "1", 0.0, 1.0),
-    "clock_relief": Meaning("speed that power left by others gives back, in turns", "1", 0.0, 1.0),
+    "clock_relief": Meaning("part of a burst's gain, per part of the power left", "1", 0.0, 16.0),
     "wait_memory": Meaning(
         "wait for a memory-bound step's kernels; 1: strict turns", "1", 0.0, 16.0
     ),

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from splitwiser.models.cost import Demand
+from splitwiser.models.power import Power
 
 
 class Sharing(ABC):
@@ -49,40 +50,35 @@ class TimeSlice(Sharing):
     than its part yields the rest. *hold* is the part of its launch gaps through which a process
     keeps its turn.
 
-    The power limit acts on many turns together. A step whose arithmetic is a part r of what power
-    *sustains* (of the peak) lowers the clock for itself, alone; beside steps that draw less, by the
-    sum of x*r over all (x: the part of the time that each holds the device), the clock rises, and
-    with it the step's speed by the factor 1 + *relief* * r * (r - that sum), at most to that of the
-    step alone.
+    The power limit acts on many turns together (`models/power.py`): what a step draws itself, less
+    the sum over all of what they draw in their parts of the time, is left to it, and it is as much
+    faster, at most as it is alone.
     """
 
     regime = "time_slice"
 
-    def __init__(
-        self, quantum: float, switch: float, hold: float, relief: float, sustained: float
-    ) -> None:
+    def __init__(self, quantum: float, switch: float, hold: float, power: Power) -> None:
         self.quantum = quantum
         self.switch = switch
         self.hold = hold
-        self.relief = relief
-        self.sustained = sustained
+        self.power = power
 
     def _shared(self, demands: Sequence[Demand]) -> list[float]:
         rates = self._dealt(demands)
-        hot = [min(1.0, each.compute / (self.sustained * each.busy)) for each in demands]
-        power = sum(
+        drawn = [self.power.drawn(each) for each in demands]
+        mean = sum(
             rate * each.busy / each.seconds * own
-            for rate, each, own in zip(rates, demands, hot, strict=True)
+            for rate, each, own in zip(rates, demands, drawn, strict=True)
         )
         return [
-            min(1.0, rate * (1.0 + self.relief * own * max(0.0, own - power)))
-            for rate, own in zip(rates, hot, strict=True)
+            min(1.0, rate * self.power.rise(each.gain, own - mean))
+            for rate, each, own in zip(rates, demands, drawn, strict=True)
         ]
 
     def _dealt(self, demands: Sequence[Demand]) -> list[float]:
         """Return the rates at the clock that each step has alone."""
         wanted, turns = [], []
-        for seconds, busy, _, _, _, _, overhead, _, _, _ in demands:
+        for seconds, busy, _, _, _, _, overhead, *_ in demands:
             held = busy + self.hold * max(0.0, seconds - overhead - busy)
             wanted.append(held / seconds)
             least = 1.0 if overhead > 0.0 else 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from splitwiser.models.names import unknown_name
+from splitwiser.models.power import Power
 from splitwiser.models.profile import Profile
 from splitwiser.models.regimes import Exclusive, Sharing, TimeSlice
 from splitwiser.models.shares import Growth
@@ -30,8 +31,7 @@ def sharing_for(regime: str, profile: Profile, *, decode_first: bool = True) -> 
             value("quantum"),
             value("switch"),
             value("slice_hold"),
-            value("clock_relief"),
-            value("sustained"),
+            Power.of(profile),
         )
     if regime in ("mps", "streams", "green_contexts"):
         return Spatial(

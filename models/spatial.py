@@ -228,7 +228,7 @@ class Spatial(Sharing):
         return found
 
     def _running(self, demand: Demand) -> Running:
-        seconds, busy, _, _, kernels, share, overhead, compute, memory, prompt = demand
+        seconds, busy, _, _, kernels, share, overhead, compute, memory, prompt, _ = demand
         mix = compute / (compute + memory) if compute > 0.0 else 0.0
         tau = busy / kernels if kernels > 0.0 else busy
         prompts, cell = prompt > 0.0, (0, 0, False)

@@ -35,13 +35,16 @@ class StepTables:
         self._head = _Tabulated(self._head_seconds)
         self._attention: dict[tuple[float, bool], tuple[float, float]] = {}
 
-    def dense(self, tokens: float) -> float:
-        """Return the seconds of the kernels that every step of so many rows runs."""
-        return self._dense[ceil(tokens)]
+    def dense(self, tokens: float) -> tuple[float, float]:
+        """Return the seconds of the kernels that every step of so many rows runs, and how many of
+        them it is spared after a pause, when power does not limit its GEMMs.
+        """
+        seconds, spared = self._dense[ceil(tokens)]
+        return seconds, spared
 
     def head(self, outputs: float) -> float:
         """Return the seconds of the head and of sampling for so many rows."""
-        return self._head[ceil(outputs)]
+        return self._head[ceil(outputs)][0]
 
     def attention(self, decodes: float, mixed: bool) -> tuple[float, float]:
         """Return the decode attention of all layers: seconds, and seconds per attended token."""
@@ -53,7 +56,9 @@ class StepTables:
         return found
 
     def _dense_seconds(self, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the seconds of the dense kernels: GEMMs and element-wise ones of all layers."""
+        """Return the seconds of the dense kernels, GEMMs and element-wise ones of all layers, and
+        what a pause spares them.
+        """
         llm, kernels = self.llm, self.kernels
         up = llm.intermediate * (2 if llm.gated_mlp else 1)
         gemms = [(llm.query_width + 2 * llm.kv_width, llm.hidden), (llm.hidden, llm.query_width)]
@@ -70,9 +75,13 @@ class StepTables:
         else:
             gemms += [(up, llm.hidden), (llm.hidden, llm.intermediate)]
         each = tokens[:, None]
-        layer += kernels.gemm(each, *np.transpose(gemms)).sum(axis=1)
+        sizes = (each, *np.transpose(gemms))
+        burst = kernels.burst(*sizes)
+        kept_up = np.maximum(burst, kernels.sustained(*sizes))
+        layer += kept_up.sum(axis=1)
         layer += kernels.stream(each * streams).sum(axis=1)
-        return layer * llm.layers + STEP_KERNELS * kernels.stream(0.0)
+        seconds = layer * llm.layers + STEP_KERNELS * kernels.stream(0.0)
+        return np.stack([seconds, (kept_up - burst).sum(axis=1) * llm.layers], axis=1)
 
     def _head_seconds(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
         llm, kernels = self.llm, self.kernels
@@ -80,11 +89,12 @@ class StepTables:
         logits = outputs * llm.vocab * LOGIT_BYTES
         head = kernels.gemm(outputs, llm.vocab, llm.head_parameters / llm.vocab)
         sampling: NDArray[np.float64] = start + passes * logits / kernels.stream_rate
-        return head + sampling
+        return (head + sampling)[:, None]
 
 
-class _Tabulated(dict[int, float]):
-    """The seconds of steps by their number of rows; no rows, which no step has, take what one does.
+class _Tabulated(dict[int, list[float]]):
+    """Seconds of steps by their number of rows, one kind and more; no rows, which no step has, take
+    what one does.
 
     Of a block of rows the first is worked out alone, and all with the second: a fit prices a few
     steps for each profile that it tries, a simulation those of every size, and sixteen rows take
@@ -95,7 +105,7 @@ class _Tabulated(dict[int, float]):
         super().__init__()
         self._seconds, self._begun = seconds, set[int]()
 
-    def __missing__(self, row: int) -> float:
+    def __missing__(self, row: int) -> list[float]:
         block = row // BLOCK
         rows = range(block * BLOCK, (block + 1) * BLOCK) if block in self._begun else [row]
         self._begun.add(block)

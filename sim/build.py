@@ -66,9 +66,9 @@ class Simulation:
             else deployment.tokenize_s + profile.value("request_overhead")
         )
         device: Device = (
-            ExclusiveDevice(self.env, self.log)
+            ExclusiveDevice(self.env, self.log, physics.power)
             if deployment.processes == 1
-            else SharedDevice(self.env, physics.sharing, self.log)
+            else SharedDevice(self.env, physics.sharing, self.log, physics.power)
         )
         prompts = trace.prompt_tokens.tolist()
         self._longest_prompt = trace.longest_prompt(llm.max_context)

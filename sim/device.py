@@ -14,7 +14,9 @@ from typing import Protocol
 from simpy import Environment, Event, Timeout
 
 from splitwiser.models.cost import Demand
+from splitwiser.models.power import Power
 from splitwiser.sim.log import Log, pack_stretch
+from splitwiser.sim.power import RecentPower
 from splitwiser.sim.steps import steps_for, work_of
 
 NOTHING = Demand(*[0.0] * len(Demand._fields))
@@ -93,13 +95,16 @@ class Device(Protocol):
 
 
 class ExclusiveDevice:
-    """A GPU with one process: work is done at rate 1, and the end of a run is known when it starts."""
+    """A GPU with one process: the end of a run is known when it starts.
 
-    needs_demand = False
+    Work is done at rate 1, and faster after a pause, where the *power* limit is known.
+    """
 
-    def __init__(self, env: Environment, log: Log) -> None:
+    def __init__(self, env: Environment, log: Log, power: Power | None = None) -> None:
         self._env = env
         self._write = log.stretches.extend
+        self._recent = None if power is None else RecentPower(power)
+        self.needs_demand = power is not None
 
     def clip(self, task: Task, now: float) -> None:
         room = task.break_at - now
@@ -110,13 +115,19 @@ class ExclusiveDevice:
     def start(self, task: Task, now: float) -> Event:
         steps, first, growth = task.steps, task.first, task.growth
         seconds = steps * (first + growth * (steps - 1) * 0.5)
+        rate, recent = 1.0, self._recent
+        if recent is not None:
+            recent.draw(now, (task.demand,), ONE)
+            rate = recent.rise(task.demand, seconds)
+            seconds /= rate
+            recent.draw(now + seconds, (), ())
         end = now + seconds
         self._write(
             pack_stretch(
                 task.worker,
                 now,
                 end,
-                1.0,
+                rate,
                 0.0,
                 first,
                 growth,
@@ -155,9 +166,12 @@ class SharedDevice:
 
     needs_demand = True
 
-    def __init__(self, env: Environment, sharing: Rates, log: Log) -> None:
+    def __init__(
+        self, env: Environment, sharing: Rates, log: Log, power: Power | None = None
+    ) -> None:
         self._env = env
         self._sharing = sharing
+        self._recent = None if power is None else RecentPower(power)
         self._write = log.stretches.extend
         self._active: list[Task] = []
         self._next_end: Event | None = None
@@ -212,10 +226,11 @@ class SharedDevice:
         if self._next_end is not None:
             self._next_end.callbacks.clear()  # things have changed: it will pass unheard
             self._next_end = None
-        active = self._active
+        active, now = self._active, self._env.now
         if not active:
+            if self._recent is not None:
+                self._recent.draw(now, (), ())
             return
-        now = self._env.now
         if self._changed:
             self._changed = False
             self._find_rates(now)
@@ -241,8 +256,13 @@ class SharedDevice:
             rates: Sequence[float] = ONE
         else:
             rates = self._sharing.rates([task.demand for task in active])
+        recent = self._recent
+        if recent is not None:
+            recent.draw(now, [task.demand for task in active], rates)
         for number, task in enumerate(active):
             rate = rates[number]
+            if recent is not None:
+                rate *= recent.rise(task.demand, (task.goal - task.done) / rate)
             if rate != task.rate:
                 if task.break_at <= now:
                     self._cut(task)

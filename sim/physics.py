@@ -11,6 +11,7 @@ from splitwiser.models.gpu import Gpu
 from splitwiser.models.granted import sm_shares
 from splitwiser.models.llm import Llm
 from splitwiser.models.memory import MemoryPlan, plan_memory
+from splitwiser.models.power import Power
 from splitwiser.models.profile import Profile
 from splitwiser.models.sharing import sharing_for
 from splitwiser.sim.decoding import Costs
@@ -22,10 +23,13 @@ ONE_PROCESS = ("streams", "green_contexts")  # in which the workers are threads 
 
 @dataclass(frozen=True, slots=True)
 class Physics:
-    """What steps cost on a simulated GPU for each group of workers, and how tasks share it."""
+    """What steps cost on a simulated GPU for each group of workers, how tasks share it, and its power
+    limit, where that is known.
+    """
 
     costs: Callable[[Workers], Costs]
     sharing: Rates
+    power: Power | None = None
 
     @classmethod
     def of(cls, deployment: Deployment, llm: Llm, gpu: Gpu, profile: Profile) -> Physics:
@@ -42,8 +46,9 @@ class Physics:
                 whole_device_grids=deployment.sharing == "green_contexts",
             )
 
-        first = deployment.decode_first
-        return cls(costs, sharing_for(deployment.sharing, profile, decode_first=first))
+        sharing = sharing_for(deployment.sharing, profile, decode_first=deployment.decode_first)
+        power = Power.of(profile)
+        return cls(costs, sharing, power if power.known else None)
 
 
 def granted(deployment: Deployment, gpu: Gpu) -> dict[Workers, float]:

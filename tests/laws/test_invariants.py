@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from worlds import A100, SMALL, random_trace, serve, small
 
 from splitwiser.models.cost import CostModel, StepCost
+from splitwiser.models.power import Power
 from splitwiser.models.profile import profile_for
 from splitwiser.models.sharing import sharing_for
 from splitwiser.sim import build
@@ -157,19 +158,28 @@ def test_equal_processes_progress_equally(sharing: str, processes: int) -> None:
     np.testing.assert_allclose(finished, finished[:, :1].repeat(processes, axis=1), rtol=1e-9)
 
 
+@pytest.mark.parametrize("power", [None, Power(0.1, 2.0)], ids=["free", "limited"])
 @pytest.mark.parametrize("sharing", ["mps", "time_slice", "streams"])
 @pytest.mark.parametrize("preset", ["sequential", "continuous", "chunked"])
 def test_a_shared_device_with_one_process_is_exclusive(
-    preset: str, sharing: str, monkeypatch: pytest.MonkeyPatch
+    preset: str, sharing: str, power: Power | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fluid device serves one process as the exclusive device does, token by token."""
+    """The fluid device serves one process as the exclusive device does, token by token, also where
+    power limits its prompts.
+    """
+    profile = profile_for(A100.name)
+    if power is not None:
+        profile = profile.with_values(sustained=power.sustained, clock_relief=power.relief)
     trace, deployment = random_trace(12), small(preset)
-    expected = token_times(serve(trace, deployment))
-    rates = sharing_for(sharing, profile_for(A100.name))
+    physics = Physics.of(deployment, SMALL, A100, profile)
+    assert physics.power == power
+    expected = token_times(serve(trace, deployment, physics=physics))
+    rates = sharing_for(sharing, profile)
     monkeypatch.setattr(
-        build, "ExclusiveDevice", lambda env, log: SharedDevice(env, rates, log), raising=True
+        build, "ExclusiveDevice", lambda env, log, power: SharedDevice(env, rates, log, power)
     )
-    for shared, alone in zip(token_times(serve(trace, deployment)), expected, strict=True):
+    found = token_times(serve(trace, deployment, physics=physics))
+    for shared, alone in zip(found, expected, strict=True):
         np.testing.assert_allclose(shared, alone, rtol=1e-12)
 
 

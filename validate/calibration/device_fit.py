@@ -90,7 +90,7 @@ STAGES = (
     ),
     Stage(
         "phases in turns",
-        {"switch": 2e-4, "quantum": 3e-3, "slice_hold": 0.5, "clock_relief": 0.1},
+        {"switch": 2e-4, "quantum": 3e-3, "slice_hold": 0.5, "clock_relief": 1.0},
         _in_turns,
         NOISE_BESIDE,
     ),
