@@ -55,8 +55,7 @@ def part_corun() -> tuple[list[Score], list[str]]:
         "prediction is told. Noise: one of three repetitions against the mean of the other two. Baselines",
         "are told the same, and fitted to the same rows as the profile, where they have parameters.",
         "Equals: no kernels have priority. Another card: it was never calibrated, and nobody looked at its",
-        "rows before the law of sharing was settled, but for those in turns, at which the power limit was",
-        "looked at; the first card's were looked at while the law was made.",
+        "rows before the model was settled; the first card's were looked at while it was made.",
         "`by its power limit`: one parameter, `sustained`, is fitted to its phases alone.",
     ]
 

@@ -92,18 +92,18 @@ def test_the_slow_down_is_read_off_the_balance(sides: tuple[Side, Side], part: f
 @given(coupled())
 @settings(max_examples=300, deadline=None)
 def test_two_tasks_balance_as_several_do(sides: tuple[Side, Side]) -> None:
-    """What is found for two tasks is what is found for any number."""
+    """What is found for two tasks is what is found for any number, but for the error of an integral."""
     (one, slower), (two, slows) = sides
     x, w = free(one.cost, slower, two.cost, slows)
     found = balanced((one, two), ((0.0, slower * w), (slows * x, 0.0)))
-    assert found == pytest.approx(pair(one, slower, two, slows), rel=1e-6)
+    assert found == pytest.approx(pair(one, slower, two, slows), rel=1e-3)
 
 
 @given(st.integers(3, 6), st.integers(0, 10_000), st.sampled_from([0.3, 1.0, 4.0]))
 @settings(max_examples=100, deadline=None)
 def test_several_tasks_run_at_the_mean_of_all_ways(n: int, seed: int, wait: float) -> None:
     """Each of several tasks runs as its host lets it, or else at the mean over all ways in which the
-    others want the device or do not, which two nodes give within 8 %.
+    others want the device or do not.
     """
     draw = np.random.default_rng(seed)
     use, cost = draw.uniform(0.01, 1.0, n), 1.0 + draw.exponential(0.1, n)
@@ -116,7 +116,7 @@ def test_several_tasks_run_at_the_mean_of_all_ways(n: int, seed: int, wait: floa
         likely = np.where(ways == 1.0, wanting, 1.0 - wanting).prod(axis=1)
         pace = likely @ paces / wanting
         wanting = np.minimum(1.0, use / pace)
-    assert balanced(needs, waits.tolist()) == pytest.approx(wanting * pace, rel=0.08)
+    assert balanced(needs, waits.tolist()) == pytest.approx(wanting * pace, rel=1e-4)
 
 
 def test_tasks_that_always_want_the_device_wait_for_all_others() -> None:
