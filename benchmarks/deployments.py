@@ -41,9 +41,9 @@ MODEL = "meta-llama/Llama-3.1-8B"
 GPU = "h200"
 MINUTES = 5
 MEASURED = Path(__file__).with_name("h200_deployments")
-METRICS = ("ttft", "tpot")
-TITLES = ("req/s", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99")
-KEYS = ("throughput", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")
+METRICS = ("ttft", "tpot", "itl")
+TITLES = ("req/s", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "ITL p50")
+KEYS = ("throughput", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms", "itl_p50_ms")
 # What is kept of every request.
 COLUMNS = ("arrival", "prompt_tokens", "output_tokens", "scheduled", "first_token", "finished")
 

@@ -63,8 +63,8 @@ class Running(NamedTuple):
 
     `use` is the part of its time alone in which its kernels run, `idle` its overhead over the time
     of its kernels, `tau` the mean time of a kernel in seconds, `mix` the part of it that is
-    arithmetic; `share` the part of the SMs that it may use; `prompts` whether it computes prompts; `cell` is where pairs with it are looked
-    up.
+    arithmetic; `share` the part of the SMs that it may use; `prompts` whether it computes prompts;
+    `cell` is where pairs with it are looked up.
     """
 
     use: float

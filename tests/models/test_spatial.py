@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tasks import decode, demands, prefill
 
+from splitwiser.models.balance import free
 from splitwiser.models.cost import Demand
 from splitwiser.models.kernels import saturation
 from splitwiser.models.profile import Profile, built_in_profiles, profile_for
@@ -57,6 +58,28 @@ def test_who_runs_beside_them_takes_of_the_way_out() -> None:
         slower = law._slowed(tasks, 1.3, [1.0] * 3, meet)
         for i, j in ((0, 1), (1, 0)):
             assert slower[i][j] == law._coupling(tasks[i], tasks[j], 1.3, left)[0]
+
+
+def test_of_three_each_loses_some_of_its_way_out() -> None:
+    """Under limits that overlap, each of three steps is slower than its waits for the two others, each
+    as in their pair, would make it: the third is on the SMs on which it does not meet the second.
+    """
+    profile = profile_for("h200").with_values(crowding=0.0, yielded=0.0, **APART)
+    law = sharing_for("mps", replace(profile, neighbours=None))
+    assert isinstance(law, Spatial)
+    asked = [decode(profile, 8, 1024, 0.6), decode(profile, 64, 512, 0.7), decode(profile, 4)]
+    asked[2] = asked[2]._replace(sm_share=0.6)
+    asked = [task._replace(overhead=0.0, seconds=task.busy) for task in asked]
+    tasks, shares = [law._running(task) for task in asked], 1.9
+    for i, rate in enumerate(law._shared(asked)):
+        waits = 0.0
+        for j in range(3):
+            if j != i:
+                slow, slows = (
+                    law._coupling(tasks[a], tasks[b], shares)[0] for a, b in ((i, j), (j, i))
+                )
+                waits += slow * free(1.0, slow, 1.0, slows)[1]
+        assert rate < 0.99 / (1.0 + waits)
 
 
 @pytest.mark.parametrize("share", [0.75, 0.85, 0.95])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from math import exp
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simpy import Environment, Event
 
 from splitwiser.models.catalogue import llm
 from splitwiser.models.cost import CostModel, Demand
@@ -14,6 +17,8 @@ from splitwiser.models.gpu import gpu
 from splitwiser.models.power import Power
 from splitwiser.models.profile import profile_for
 from splitwiser.models.work import prompt_pairs
+from splitwiser.sim.device import ExclusiveDevice, SharedDevice, Task
+from splitwiser.sim.log import Log
 from splitwiser.sim.power import MEMORY_S, RecentPower
 
 HOT = Demand(0.02, 0.02, 0.0, 0.0, 300.0, 1.0, compute=0.01, gain=0.1)
@@ -70,3 +75,50 @@ def test_the_gain_leads_to_the_time_of_kernels_in_bursts(tokens: int) -> None:
     assert burst.gain == 0.0
     assert kept_up.seconds / (1.0 + kept_up.gain) == pytest.approx(burst.seconds)
     assert (kept_up.gain > 0.01) == (tokens > 1000)
+
+
+def test_a_host_that_is_late_leaves_no_gain() -> None:
+    """A step whose launches take longer than its kernels is as late after a pause as without one."""
+    profile = profile_for("h200")
+    cost = CostModel(llm("meta-llama/Llama-3.1-8B"), gpu("h200"), profile)
+    step = cost.step(4096, 1, *prompt_pairs(4096, 0))
+    gains = [
+        step._replace(host=part * step.gpu).demand(0.0).gain for part in (0.0, 0.9, 0.97, 1.0, 2.0)
+    ]
+    assert gains[0] == gains[1] > gains[2] > gains[3] == gains[4] == 0.0
+
+
+class Alone:
+    """What the device gives one task."""
+
+    def rates(self, demands: Sequence[Demand]) -> Sequence[float]:
+        return [1.0] * len(demands)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_device_remembers_what_it_drew(shared: bool) -> None:
+    """The first prompt and one after a long pause are as fast as nothing before them lets them be;
+    one right behind another is slower, by what that one drew, and still faster than steady ones.
+    """
+    env, took = Environment(), list[float]()
+    device = SharedDevice(env, Alone(), Log(0), LIMIT)
+    if not shared:
+        device = ExclusiveDevice(env, Log(0), LIMIT)  # type: ignore[assignment]
+
+    def prompts() -> Generator[Event, Any, None]:
+        for pause in (0.0, 0.0, 100.0):
+            yield env.timeout(pause)
+            began = env.now
+            task = Task(0)
+            task.first, task.demand = HOT.seconds, HOT
+            yield device.start(task, env.now)
+            took.append(env.now - began)
+
+    env.process(prompts())
+    env.run()
+    first, behind, rested = took
+    fading = MEMORY_S / HOT.seconds * (1.0 - exp(-HOT.seconds / MEMORY_S))
+    assert first == pytest.approx(HOT.seconds / (1.0 + HOT.gain * fading))
+    assert rested == pytest.approx(first)
+    left = exp(-first / MEMORY_S)
+    assert behind == pytest.approx(HOT.seconds / (1.0 + HOT.gain * left * fading))
