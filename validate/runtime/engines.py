@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from splitwiser.validate.runtime.reporter import Flight, Running
+from splitwiser.validate.runtime.reporter import Flight, Running, slots_of
 from splitwiser.validate.runtime.runner import Chunk
 from splitwiser.validate.runtime.worker import Worker
 
@@ -82,7 +82,8 @@ class ChunkedEngine(Worker):
 
     def _mixed(self, sizes: list[tuple[Partial, int]]) -> Flight:
         """Launch a step of the batch and the chunks."""
-        members, slots = self.batch.copy(), self.slots()
+        members = self.members()
+        slots = slots_of(members)  # before anybody gives theirs back
         chunks: list[Chunk] = []
         scheduled: list[int] = []
         complete: list[Running] = []
@@ -181,7 +182,7 @@ class StaticEngine(Worker):
         return members
 
     def decode(self) -> Flight:
-        gaining = [member if member.outputs else None for member in self.batch]
+        gaining = [member if member.outputs else None for member in self.members()]
         flight = super().decode()
         flight.decoded = gaining
         return flight

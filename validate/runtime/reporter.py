@@ -6,6 +6,7 @@ neither the time of a step's end nor its tokens must wait for that.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -39,6 +40,11 @@ class Running:
     slot: int | None
     is_new: bool = True  # computed for the first time, not after a preemption
     received: float | None = None  # when it was handed over, until a step has said so
+
+
+def slots_of(members: Iterable[Running]) -> list[int]:
+    """The slots of sequences that decode here."""
+    return [member.slot for member in members if member.slot is not None]
 
 
 @dataclass(slots=True)

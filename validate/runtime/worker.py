@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from operator import attrgetter
 from time import monotonic
 from typing import Any
 
@@ -22,7 +23,7 @@ from splitwiser.validate.runtime.blocks import BlockAllocator
 from splitwiser.validate.runtime.mailbox import Mailbox
 from splitwiser.validate.runtime.messages import Aborted, Ids, Preempted, Prompt, Stop, Stopped
 from splitwiser.validate.runtime.pace import Pace
-from splitwiser.validate.runtime.reporter import Flight, Reporter, Running
+from splitwiser.validate.runtime.reporter import Flight, Reporter, Running, slots_of
 from splitwiser.validate.runtime.runner import Chunk, Runner
 
 RECHECK = 1e-3  # s between two looks at the pool, while only memory is missing
@@ -221,14 +222,18 @@ class Worker(ABC):
         self._slots.append(running.slot)
         self.batch.remove(running)
 
-    def slots(self) -> list[int]:
-        """The slots of the batch."""
-        return [member.slot for member in self.batch if member.slot is not None]
+    def members(self) -> list[Running]:
+        """The batch in the order in which a step computes it: the longest sequences first.
+
+        The device begins their attention in that order, and the step waits for the last to end:
+        a long one that begins late runs on alone (`benchmarks/steps.py`).
+        """
+        return sorted(self.batch, key=attrgetter("length"), reverse=True)
 
     def decode(self) -> Flight:
         """Launch a decode step of the batch."""
-        members = self.batch.copy()
-        pending = self.runner.decode(self.slots())
+        members = self.members()
+        pending = self.runner.decode(slots_of(members))
         return Flight(pending, decoded=members, leaving=self.advance(members))
 
     def advance(self, members: list[Running]) -> list[Running]:

@@ -61,3 +61,20 @@ def test_a_sequence_can_be_swapped_out_as_soon_as_it_is_back(tmp_path: Path, len
         assert decoding.batch == [member]
     now = decoding.runner.save(np.array(member.blocks[: len(held)], np.int32))
     assert torch.equal(now, first)
+
+
+def test_a_step_computes_the_longest_sequences_first(tmp_path: Path) -> None:
+    """A decode step takes its sequences in falling order of length, whoever joined first."""
+    decoding = worker(tmp_path)
+    for request, length in enumerate((17, 40, 3, 17)):
+        held = decoding.pool.allocate(-(-(length + 1) // BLOCK))
+        assert held is not None
+        running = Running(request, [7], length, 5, held.tolist(), None)
+        decoding.join(running)
+        assert running.slot is not None
+        decoding.runner.seat(running.slot, 7, length)
+    flight = decoding.decode()
+    taken = [member for member in flight.decoded if member is not None]
+    assert [(each.request, each.length) for each in taken] == [(1, 41), (0, 18), (3, 18), (2, 4)]
+    assert decoding.runner._batch == [member.slot for member in taken]
+    assert [member.request for member in decoding.batch] == [0, 1, 2, 3]
