@@ -105,6 +105,7 @@ def test_a_real_run_prints_what_is_shown() -> None:
         "limits.py --show benchmarks/h200_limits.json",
         "hf_generate.py --show benchmarks/h200_hf_generate.json",
         "deployments.py",
+        "steps.py --show benchmarks/h200_steps.json",
     ],
 )
 def test_the_measured_tables_are_those_of_the_raw_data(command: str) -> None:
@@ -128,7 +129,7 @@ def test_the_first_commands_are_those_that_are_shown_and_tested() -> None:
     first, second = re.findall(r"^```\n(.*?)\n```$", README.read_text("utf-8"), re.MULTILINE)[:2]
     plan = first.removeprefix("pip install . && ")
     assert f"$ {plan} | head" in README.read_text("utf-8")
-    assert second == "pip install -e '.[test]' && pytest"
+    assert second == "pip install -e '.[test]' && pytest -n 2 --dist loadfile"
     assert "\ntest = [" in (ROOT / "pyproject.toml").read_text("utf-8")
 
 
