@@ -14,6 +14,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
 from splitwiser.models.gpu import gpu
 from splitwiser.models.profile import BUILT_IN, Parameter, Profile, load_profile, sheet_profile
 from splitwiser.validate.calibration.calibrate import CARDS, HOST, LAUNCHES, MEMORY, calibration
@@ -22,6 +24,7 @@ from splitwiser.validate.calibration.device_fit import STAGES, fit_device
 from splitwiser.validate.calibration.picture import picture
 from splitwiser.validate.calibration.raw import read_raw
 from splitwiser.validate.calibration.report import document, report
+from splitwiser.validate.runtime.pace import AHEAD as AHEAD_OF_END
 
 RAW = Path(__file__).parent / "h200"
 COMMAND = "python benchmarks/h200_profile.py --write"
@@ -29,6 +32,12 @@ BORROWED = "borrowed from the fit of one H200 (h200.json)"
 AHEAD = (
     "none: the runtime launches ahead (read off one of its engines, benchmarks/h200_deployments,"
     " continuous); other engines have their own"
+)
+RUN = Path(__file__).parent / "h200_deployments" / "split-mps-0.parquet"
+LEAD = "the runtime's own (validate/runtime/pace.py)"
+REACHED = (
+    "lower quartile of what requests waited for a prefill process that mostly idled"
+    " (benchmarks/h200_deployments, split-mps-0)"
 )
 # Of generate, from one process of the public table of an H200 (generate_overhead).
 KEPT = ("generate_overhead",)
@@ -42,6 +51,10 @@ def h200() -> Calibration:
     before = load_profile(BUILT_IN / "h200.json")
     kept = {name: before.parameters[name] for name in KEPT}
     kept["step_overhead"] = Parameter(0.0, None, AHEAD)
+    kept["decided_ahead"] = Parameter(AHEAD_OF_END, None, LEAD)
+    run = pd.read_parquet(RUN)
+    waited = float((run["scheduled"] - run["arrival"]).quantile(0.25))
+    kept["request_overhead"] = Parameter(float(f"{waited:.2g}"), None, REACHED)
     # What the sheet borrows from this fit must not decide it: all of that is fitted, from guesses.
     guessed = {
         name: Parameter(value, None, "first guess")

@@ -12,7 +12,7 @@ from splitwiser.models.gpu import Gpu
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import Profile
 from splitwiser.models.step_tables import step_tables
-from splitwiser.models.work import coefficients
+from splitwiser.models.work import MIXED_LAUNCHES, coefficients
 
 
 class Demand(NamedTuple):
@@ -182,7 +182,8 @@ class CostModel:
             flops += c.attention_flops * pairs
             moved += c.kv_bytes * prompt_kv + c.attention_stream * prompt
             if self._prompt_eager:
-                host = kernels * self._launch
+                more = MIXED_LAUNCHES * c.layers if decodes > 0 else 0.0
+                host = (kernels + more) * self._launch
         elif self.eager:
             host = kernels * self._launch
         return StepCost(

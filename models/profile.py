@@ -18,7 +18,7 @@ from splitwiser.models.neighbours import Neighbours
 if TYPE_CHECKING:
     from splitwiser.models.profile_file import ParameterEntry
 
-VERSION = 7
+VERSION = 8
 BUILT_IN = Path(__file__).parent / "profiles"
 
 
@@ -57,6 +57,9 @@ PARAMETERS: Mapping[str, Meaning] = {
     "step_overhead": Meaning("GPU idle between two steps: scheduler, sampling", "s", 0.0, 1.0),
     "sequence_overhead": Meaning("more of it for each sequence of a step", "s", 0.0, 1e-2),
     "request_overhead": Meaning("from a request to its scheduler: HTTP, tokens", "s", 0.0, 10.0),
+    "decided_ahead": Meaning(
+        "part of a step before its end, when the next is decided", "1", 0.0, 1.0
+    ),
     "generate_overhead": Meaning("step_overhead of Hugging Face's generate", "s", 0.0, 1.0),
     "compute_knee": Meaning("share of SMs at which power limits the GEMMs", "1", 0.01, 10.0),
     "compute_bend": Meaning("exponent of that saturation", "1", 1.0, 64.0),

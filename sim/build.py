@@ -151,6 +151,7 @@ class Simulation:
             pool = self._pool(self._memory.blocks, hashed=group.scheduler != "static")
             queue = queues[index % len(queues)]
             worker = self._worker(ENGINES[group.scheduler], index, group, queue, pool)
+            worker.lead = self._profile.value("decided_ahead")
             if isinstance(worker, ChunkedWorker):
                 worker.ahead = self.deployment.async_scheduling
             queue.on_arrival.append(partial(self.world.device.break_at, worker.task))

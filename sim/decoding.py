@@ -93,6 +93,7 @@ class Decoder:
         self.made_room = False  # whether somebody was preempted since the last decision
         self.reserved = 0  # blocks taken for the run that is going on
         self.last_step = 0.0  # when the last decode step ended
+        self.lead = 0.0  # part of a step before its end at which the next one is decided
 
     # Decoding ---------------------------------------------------------------------------------
 
@@ -212,6 +213,14 @@ class Decoder:
         if queue.waiting and not queue.overtaking:
             return inf  # its head does not fit, and nobody gets ahead of it
         return queue.next_at
+
+    def decided(self, begun: float, now: float) -> float:
+        """When it was decided what follows the run from *begun* to *now*: who came later waits for
+        the step behind that.
+        """
+        if not self.lead:
+            return now
+        return now - self.lead * (now - begun) / self.task.steps
 
     # Memory -----------------------------------------------------------------------------------
 

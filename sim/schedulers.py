@@ -22,28 +22,32 @@ class ContinuousWorker(Worker):
     def run(self) -> Steps:
         env, queue, batch, pool = self.env, self.queue, self.batch, self.pool
         waiting = queue.waiting
-        now = env.now
+        known = now = env.now
         while True:
-            if queue.next_at <= now:
-                queue.pull(now)
+            if queue.next_at <= known:
+                queue.pull(known)
             if self.swapped:
                 if (yield from self.swap_in()):
-                    now = env.now
+                    known = now = env.now
                     continue
             elif waiting and batch.size < self.max_seqs:
                 prompts = self.admit(self.max_seqs - batch.size)
                 if prompts:
+                    begun = now
                     now = yield self.start_prefill(prompts, now)
+                    known = self.decided(begun, now)
                     self.end_prefill(prompts, now)
                     continue
             if not batch.size:
-                now = yield queue.wait()
+                known = now = yield queue.wait()
                 continue
             if pool.free < batch.size:
                 yield from self.make_room()
                 now = env.now
             if batch.size:
+                begun = now
                 now = yield self.start_decode(now, self.next_decision())
+                known = self.decided(begun, now)
                 self.end_decode(now)
 
 
@@ -76,12 +80,12 @@ class ChunkedWorker(Worker):
         self.leaving = 0
         now = known = env.now
         while True:
-            horizon = known if self.ahead else now
-            if queue.next_at <= horizon:
-                queue.pull(horizon)
-            known = now
+            if queue.next_at <= known:
+                queue.pull(known)
+            planned = now
             if self.swapped and (yield from self.swap_in()):
                 now = env.now
+                known = planned if self.ahead else now
                 continue
             # Prompts that were begun go on even while sequences are swapped out: they hold memory.
             if self.partials or (queue.waiting and not self.swapped and batch.size < self.max_seqs):
@@ -93,7 +97,9 @@ class ChunkedWorker(Worker):
                 chunks = self._chunks()
                 if chunks:
                     running = batch.size + len(self.partials)
+                    begun = now
                     now = yield self._start_mixed(chunks, now)
+                    known = planned if self.ahead else self.decided(begun, now)
                     self._end_mixed(chunks, now)
                     self.leaving = running - batch.size - len(self.partials) if self.ahead else 0
                     continue
@@ -110,7 +116,9 @@ class ChunkedWorker(Worker):
                 now = env.now
             if batch.size:
                 running = batch.size
+                begun = now
                 now = yield self.start_decode(now, self.next_decision())
+                known = planned if self.ahead else self.decided(begun, now)
                 self.end_decode(now)
                 self.leaving = running - batch.size if self.ahead else 0
 

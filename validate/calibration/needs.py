@@ -32,6 +32,7 @@ NEEDS: Mapping[str, str] = {
     "step_overhead": "an engine's decode steps: time per token above that of the kernels",
     "sequence_overhead": "an engine's decode steps of batches of several sizes",
     "request_overhead": "an engine's time to first token for prompts of several lengths",
+    "decided_ahead": "an engine's waits by when in a step requests come",
     "generate_overhead": "batches of Hugging Face's generate in one process",
     "compute_knee": f"{_ALONE}: prefill",
     "compute_bend": f"{_ALONE}: prefill, at four shares or more",

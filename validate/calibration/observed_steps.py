@@ -11,7 +11,7 @@ from splitwiser.models.catalogue import llm as llm_named
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.profile import Profile
 from splitwiser.models.sharing import sharing_for
-from splitwiser.models.work import coefficients
+from splitwiser.models.work import MIXED_LAUNCHES, coefficients
 from splitwiser.validate.calibration.neighbours_fit import Pair
 from splitwiser.validate.calibration.observations import Observations
 from splitwiser.validate.calibration.points import Load
@@ -108,8 +108,9 @@ def hosts_of(row: StepRow, gpu: Gpu) -> list[float | None] | None:
 
 
 def launches(load: Load) -> float:
-    """About how many kernels a step launches."""
-    return coefficients(llm_named(load.llm)).dense_kernels
+    """About how many kernels a step launches, or what takes its host as long."""
+    c = coefficients(llm_named(load.llm))
+    return c.dense_kernels + (MIXED_LAUNCHES * c.layers if load.prompts and load.batch else 0.0)
 
 
 def title_of(row: StepRow, place: int) -> str:
