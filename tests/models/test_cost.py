@@ -16,7 +16,7 @@ from splitwiser.models.kernels import KernelModel
 from splitwiser.models.llm import Llm
 from splitwiser.models.profile import PARAMETERS, Profile, built_in_profiles, profile_for
 from splitwiser.models.step_tables import BLOCK, StepTables
-from splitwiser.models.work import Batch, coefficients, prompt_pairs, work
+from splitwiser.models.work import MIXED_LAUNCHES, Batch, coefficients, prompt_pairs, work
 
 VALUES = st.fixed_dictionaries(
     {name: st.floats(meaning.lower, meaning.upper) for name, meaning in PARAMETERS.items()}
@@ -205,6 +205,19 @@ def test_graphs_remove_the_host_floor() -> None:
     assert graphed.step(*prompt).host > 0.0
     piecewise = CostModel(model, device, replace(profile, graphed_prefill=True))
     assert piecewise.step(*prompt).host == 0.0
+
+
+def test_both_phases_in_one_eager_step_take_the_host_longer() -> None:
+    """Launched kernel by kernel, decodes beside prompts add `MIXED_LAUNCHES` to each layer's."""
+    model, device, profile = llm("meta-llama/Llama-3.1-8B"), gpu("h200"), profile_for("h200")
+    cost, launch = CostModel(model, device, profile), profile.value("launch_host")
+    prompt = cost.step(300, 1, *prompt_pairs(300, 0))
+    both = cost.step(364, 65, *prompt_pairs(300, 0), 64)
+    assert prompt.host == pytest.approx(prompt.kernels * launch)
+    further = both.kernels - prompt.kernels + MIXED_LAUNCHES * model.layers
+    assert both.host - prompt.host == pytest.approx(further * launch)
+    graphed = CostModel(model, device, replace(profile, graphed_prefill=True))
+    assert graphed.step(364, 65, *prompt_pairs(300, 0), 64).host == 0.0
 
 
 def test_decode_is_the_pure_decode_step() -> None:

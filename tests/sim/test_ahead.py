@@ -67,3 +67,16 @@ def test_who_comes_as_the_last_sequence_ends_begins_when_it_has(
     arrival = float(steps[-1] - 0.2 * (steps[-1] - steps[-2]))
     found = served(engine, 0.5, 0.0, arrival)
     assert found.scheduled[1] == pytest.approx(steps[-1], rel=1e-9)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@given(lead=st.sampled_from((0.0, 0.3, 0.8)), place=st.floats(0.05, 0.95))
+def test_prompts_are_decided_on_ahead_too(
+    engine: Callable[[], Deployment], lead: float, place: float
+) -> None:
+    """Who comes while a prompt is computed begins with the next step, or with the one behind it."""
+    steps = ends(engine)
+    assume(abs(place - (1.0 - lead)) > 1e-3)
+    found = served(engine, lead, 0.0, float(place * steps[0]))
+    expected = steps[0] if place < 1.0 - lead else steps[1]
+    assert found.scheduled[1] == pytest.approx(expected, rel=1e-9)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -16,21 +17,27 @@ import torch
 from splitwiser.models.catalogue import llm as llm_named
 from splitwiser.sim.deployment import Workers
 from splitwiser.validate.runtime.blocks import BlockAllocator
+from splitwiser.validate.runtime.engines import ChunkedEngine
 from splitwiser.validate.runtime.kernels import kernels_for
 from splitwiser.validate.runtime.mailbox import Mailbox
+from splitwiser.validate.runtime.messages import Prompt
 from splitwiser.validate.runtime.numerics import numerics_of
 from splitwiser.validate.runtime.owner import pool_shape
 from splitwiser.validate.runtime.phases import DecodeWorker
-from splitwiser.validate.runtime.reporter import Running
+from splitwiser.validate.runtime.reporter import Flight, Running
 from splitwiser.validate.runtime.runner import Runner
 from splitwiser.validate.runtime.transformer import Transformer
 from splitwiser.validate.runtime.weights import fill_random, layout
+from splitwiser.validate.runtime.worker import Worker
 
 BLOCK, BLOCKS = 16, 8
 
 
-def worker(folder: Path) -> DecodeWorker:
-    """A decode worker that swaps, with a pool of random keys and values."""
+Kind = TypeVar("Kind", bound=Worker)
+
+
+def worker(folder: Path, kind: type[Kind]) -> Kind:
+    """A worker that swaps, with a pool of random keys and values."""
     llm = llm_named("tiny-llama")
     flat = torch.empty(layout(llm).nbytes, dtype=torch.uint8)
     fill_random(flat, llm, 0)
@@ -42,13 +49,13 @@ def worker(folder: Path) -> DecodeWorker:
     reporter: Any = None  # nothing is launched here
     pool = BlockAllocator.create(folder / "pool", BLOCKS)
     group = Workers("decode", 1)
-    return DecodeWorker(0, group, runner, pool, mailbox, reporter, order="fcfs", swap=True)
+    return kind(0, group, runner, pool, mailbox, reporter, order="fcfs", swap=True)
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 32, 33])
 def test_a_sequence_can_be_swapped_out_as_soon_as_it_is_back(tmp_path: Path, length: int) -> None:
     """However often a sequence is swapped out before its next step, its keys and values come back."""
-    decoding = worker(tmp_path)
+    decoding = worker(tmp_path, DecodeWorker)
     held = decoding.pool.allocate(-(-length // BLOCK))
     assert held is not None
     member = Running(0, [7], length, 5, held.tolist(), None)
@@ -63,18 +70,39 @@ def test_a_sequence_can_be_swapped_out_as_soon_as_it_is_back(tmp_path: Path, len
     assert torch.equal(now, first)
 
 
-def test_a_step_computes_the_longest_sequences_first(tmp_path: Path) -> None:
-    """A decode step takes its sequences in falling order of length, whoever joined first."""
-    decoding = worker(tmp_path)
-    for request, length in enumerate((17, 40, 3, 17)):
-        held = decoding.pool.allocate(-(-(length + 1) // BLOCK))
+def seated(runs: Worker, lengths: Sequence[int]) -> None:
+    """Sequences of *lengths* join, in this order."""
+    for request, length in enumerate(lengths):
+        held = runs.pool.allocate(-(-(length + 1) // BLOCK))
         assert held is not None
         running = Running(request, [7], length, 5, held.tolist(), None)
-        decoding.join(running)
+        runs.join(running)
         assert running.slot is not None
-        decoding.runner.seat(running.slot, 7, length)
-    flight = decoding.decode()
+        runs.runner.seat(running.slot, 7, length)
+
+
+def assert_falling(flight: Flight | None, runs: Worker, requests: Sequence[int]) -> None:
+    """The step decodes *requests*, in this order, in their slots; the batch keeps its own order."""
+    assert flight is not None
     taken = [member for member in flight.decoded if member is not None]
-    assert [(each.request, each.length) for each in taken] == [(1, 41), (0, 18), (3, 18), (2, 4)]
-    assert decoding.runner._batch == [member.slot for member in taken]
-    assert [member.request for member in decoding.batch] == [0, 1, 2, 3]
+    assert [each.request for each in taken] == requests
+    assert runs.runner._batch == [member.slot for member in taken]
+    assert [member.request for member in runs.batch[: len(taken)]] == sorted(requests)
+
+
+def test_a_decode_step_computes_the_longest_sequences_first(tmp_path: Path) -> None:
+    """A decode step takes its sequences in falling order of length, whoever joined first."""
+    decoding = worker(tmp_path, DecodeWorker)
+    seated(decoding, (17, 40, 3, 17))
+    assert_falling(decoding.launch(), decoding, [1, 0, 3, 2])
+
+
+def test_so_does_a_step_with_prompts(tmp_path: Path) -> None:
+    """So does a step that computes prompts beside them."""
+    engine = worker(tmp_path, ChunkedEngine)
+    seated(engine, (3, 40, 17))
+    engine.enqueue(Prompt(3, np.zeros(9, np.int32), 4))
+    flight = engine.launch()
+    assert_falling(flight, engine, [1, 2, 0])
+    assert flight is not None
+    assert [prompt.request for prompt in flight.prompts] == [3]
