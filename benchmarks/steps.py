@@ -153,19 +153,19 @@ def _seconds(runner: Any, contexts: Any, sizes: Sizes) -> list[float]:
 
 def _launches(models: Any, sizes: Sizes) -> dict[str, list[float]]:
     """Seconds that launching each kind of step takes the host, the device being idle."""
-    from splitwiser.validate.calibration.lane import _step
+    from splitwiser.validate.calibration.lane import LaneRunner
     from splitwiser.validate.calibration.points import Load
 
     batch, context = sizes.beside
-    runner = models.runner(sizes.model, None, max_seqs=batch, eager=True)
-    runner.warm_up(sizes.prompt, sizes.prompt)
-    reserve = np.arange(sizes.blocks // 2, sizes.blocks, dtype=np.int32)
     steps = {
-        f"prompt of {sizes.prompt}": Load(sizes.model, 1, sizes.prompt),
+        f"prompt of {sizes.prompt}": Load(sizes.model, 1, sizes.prompt, eager=True),
         f"decode {batch} x {context}": Load(sizes.model, batch=batch, context=context, eager=True),
-        "both": Load(sizes.model, 1, sizes.prompt, 0, batch, context),
+        "both": Load(sizes.model, 1, sizes.prompt, 0, batch, context, eager=True),
     }
-    launch = {title: _step(runner, load, reserve, 0) for title, load in steps.items()}
+    reserve = np.arange(sizes.blocks // 2, sizes.blocks, dtype=np.int32)
+    lane = LaneRunner(models, None, None, {sizes.model: reserve}, 0)
+    lane.warm_up(list(steps.values()))
+    launch = {title: lane.prepare(load)[0] for title, load in steps.items()}
     found: dict[str, list[float]] = {title: [] for title in steps}
     for turn in range(2 * sizes.steps + 3):
         for title, start in launch.items():

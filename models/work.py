@@ -60,8 +60,9 @@ ELEMENTWISE_KERNELS = 5.0
 # Launches per step outside the layers: embedding, last norm and sampling.
 STEP_KERNELS = 4.0
 # What launching a layer of both phases kernel by kernel takes the host beyond the kernels counted, in
-# launches: decode attention comes in two parts, and the rows of both phases are joined (4.9 and 4.6
-# launches more than for the prompt alone on two H200s, `benchmarks/steps.py`, of which one counts).
+# launches: decode attention comes in two parts, and the rows of both phases are joined (4.6 launches
+# more than for the prompt alone on the H200 of `benchmarks/steps.py`, of which one is counted, and 4.9
+# on another, whose rows were not kept).
 MIXED_LAUNCHES = 3.7
 
 

@@ -1,4 +1,4 @@
-"""What a worker does with a sequence for which there is no memory."""
+"""What a worker does where there is no memory for a sequence, and the order in which it decodes."""
 
 from __future__ import annotations
 
