@@ -188,14 +188,14 @@ def test_a_process_killed_at_the_start_ends_the_run(
 
 
 def test_a_killed_run_leaves_nothing(start: Start) -> None:
-    """Where the main process is killed, its children and their directory are gone within 5 s."""
+    """Where the main process is killed, its children and their directory are gone soon."""
     run = start(*command("split", *ENDLESS))
     run.serve()
     assert set(run.children()) == {"guardian", "fork server", "owner", "host 0", "host 1"}
     assert run.directory is not None and run.directory.exists()
     run.main.kill()
     run.main.wait()
-    run.vanish(5.0)
+    run.vanish(ENDS_S)
     assert not run.directory.exists()
 
 
@@ -293,11 +293,9 @@ def test_an_interrupt_ends_the_paper_s_code(start: Start, after: float) -> None:
     run.await_note("note: starting")
     time.sleep(after)
     run.interrupt()
-    asked = time.monotonic()
-    status, out, lines = run.end()
+    status, out, lines = run.end(PROMPT_S)
     assert (status, lines) == (130, [])
     assert json.loads(out)["num_prompts"] < 2000
-    assert time.monotonic() - asked < PROMPT_S
 
 
 def test_a_second_interrupt_ends_at_once(start: Start) -> None:

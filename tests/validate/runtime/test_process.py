@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from stand_in import surroundings
-from whole_run import STARTS_S, Run
+from whole_run import ENDS_S, STARTS_S, Run
 
 from splitwiser.validate.runtime import process as module
 from splitwiser.validate.runtime.process import KILL_S, Method, end, environment, start
@@ -124,7 +124,7 @@ def test_processes_die_with_the_main_one(tmp_path: Path) -> None:
     finally:
         run.main.kill()
         run.main.wait()
-    run.vanish(5.0)
+    run.vanish(ENDS_S)
 
 
 @watched

@@ -12,7 +12,7 @@ from pathlib import Path
 from splitwiser.validate.runtime import guardian
 
 ENDS_S = 10.0  # a run that cannot go on ends within so many seconds
-LAST_S = 2.0  # multiprocessing's own processes leave when they see that the main process has
+LAST_S = 10.0  # multiprocessing's own leave when they see that the main process has, busy or not
 STARTS_S = 90.0  # for a start, on a machine that is busy
 SERVED_S = 2.0  # of serving, before the blow: some requests have finished, and most have not
 SRC = Path(__file__).parents[3] / "src"
@@ -100,7 +100,7 @@ class Run:
         """Wait until no process of the run is left."""
         deadline = time.monotonic() + within
         while left := self._marked():
-            assert time.monotonic() < deadline, left
+            assert time.monotonic() < deadline, [*map(_command, left)]
             time.sleep(0.02)
 
     def _marked(self) -> list[int]:
@@ -113,3 +113,11 @@ class Run:
             except OSError:  # it has ended, or is not ours
                 continue
         return [pid for pid in marked if guardian.identify(pid) is not None]
+
+
+def _command(pid: int) -> str:
+    """The command line of a process, to tell who is left; none where it has ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
+    except OSError:
+        return ""
