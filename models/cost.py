@@ -6,6 +6,7 @@ eagerly takes at least the host's time to launch it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from splitwiser.models.gpu import Gpu
@@ -144,6 +145,11 @@ class CostModel:
         self._flops_row = c.projection_flops + c.mlp_flops
         self._bytes_row = c.projection_stream + c.mlp_stream + c.elementwise_stream
         self._decodes: dict[int, StepCost] = {}
+
+    def prepare(self, steps: Iterable[tuple[float, float]]) -> None:
+        """Price at once what *steps*, of so many tokens and outputs each, will ask for."""
+        tokens, outputs = zip(*steps, strict=True)
+        self._tables.prepare(tokens, outputs)
 
     def step(
         self,

@@ -167,15 +167,15 @@ class KernelModel:
         if "gemm" not in self._corrections:
             return None
         m, n, k = np.broadcast_arrays(m, n, k)
-        shapes = list(zip(n.ravel().tolist(), k.ravel().tolist(), strict=True))
-        number = {shape: i for i, shape in enumerate(dict.fromkeys(shapes))}
-        which = np.array([number[shape] for shape in shapes])
+        places: dict[tuple[float, float], list[int]] = {}
+        for place, shape in enumerate(zip(n.ravel().tolist(), k.ravel().tolist(), strict=True)):
+            places.setdefault(shape, []).append(place)
         rows, factors = m.ravel(), np.empty(m.size)
-        for shape, i in number.items():
+        for shape, where in places.items():
             surface = self.surface("gemm", shape)
             assert surface is not None
-            factors[which == i] = surface.along(rows[which == i]) ** self.whole
-        return factors.reshape(m.shape)
+            factors[where] = surface.along(rows[where])
+        return np.asarray(factors.reshape(m.shape) ** self.whole)
 
     def grouped_gemm(
         self, m: ArrayLike, n: float, k: float, groups: ArrayLike

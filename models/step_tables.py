@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from math import ceil
 
@@ -34,6 +34,11 @@ class StepTables:
         self._dense = _Tabulated(self._dense_seconds)
         self._head = _Tabulated(self._head_seconds)
         self._attention: dict[tuple[float, bool], tuple[float, float]] = {}
+
+    def prepare(self, tokens: Iterable[float], outputs: Iterable[float]) -> None:
+        """Work out at once what steps of so many tokens, and of so many outputs, will ask for."""
+        self._dense.fill(tokens)
+        self._head.fill(outputs)
 
     def dense(self, tokens: float) -> tuple[float, float]:
         """Return the seconds of the kernels that every step of so many rows runs, and how many of
@@ -96,9 +101,9 @@ class _Tabulated(dict[int, list[float]]):
     """Seconds of steps by their number of rows, one kind and more; no rows, which no step has, take
     what one does.
 
-    Of a block of rows the first is worked out alone, and all with the second: a fit prices a few
-    steps for each profile that it tries, a simulation those of every size, and sixteen rows take
-    little longer than one.
+    Of a block of rows the first is worked out alone, and all with the second: a simulation prices
+    steps of every size, and sixteen rows take little longer than one. A fit prices a few for each
+    profile that it tries, and knows them beforehand (`fill`).
     """
 
     def __init__(self, seconds: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
@@ -109,9 +114,18 @@ class _Tabulated(dict[int, list[float]]):
         block = row // BLOCK
         rows = range(block * BLOCK, (block + 1) * BLOCK) if block in self._begun else [row]
         self._begun.add(block)
+        self._work_out(rows)
+        return self[row]
+
+    def fill(self, rows: Iterable[float]) -> None:
+        """Work out all of *rows*, rounded up, that are not known."""
+        missing = {ceil(row) for row in rows} - self.keys()
+        if missing:
+            self._work_out(sorted(missing))
+
+    def _work_out(self, rows: Sequence[int]) -> None:
         seconds = self._seconds(np.maximum(np.array(rows, dtype=float), 1.0))
         self.update(zip(rows, seconds.tolist(), strict=True))
-        return self[row]
 
 
 @lru_cache(maxsize=64)

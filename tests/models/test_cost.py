@@ -175,18 +175,23 @@ def test_a_step_is_linear_in_attended(n: int, a: float, b: float) -> None:
 
 @given(
     st.lists(st.integers(0, 3 * BLOCK), min_size=2, max_size=20),
+    st.sets(st.integers(0, 3 * BLOCK), max_size=5),
     st.integers(0, 600),
     st.sampled_from(catalogue()),
     SHARES,
 )
 @settings(max_examples=50, deadline=None)
 def test_a_step_costs_what_it_does_whatever_was_asked_before(
-    rows: list[int], first: int, model: Llm, share: float
+    rows: list[int], known: set[int], first: int, model: Llm, share: float
 ) -> None:
-    """Rows priced with the block that they lie in, or alone, or again, take the same seconds."""
+    """Rows priced with the block that they lie in, alone, again, or beforehand with any others take
+    the same seconds.
+    """
     profile = profile_for("h200")
     kernels = KernelModel(gpu("h200"), profile, model.dtype, sm_share=share)
     tables = StepTables(model, profile, kernels)
+    beforehand = [first * BLOCK + row for row in known]
+    tables.prepare(beforehand, beforehand)
     for row in (first * BLOCK + row for row in rows):
         fresh = StepTables(model, profile, kernels)
         assert tables.dense(row) == fresh.dense(row)

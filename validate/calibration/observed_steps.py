@@ -36,7 +36,7 @@ def bound_by_launches(row: StepRow) -> bool:
 
 def pairs_of(rows: Sequence[StepRow], gpu: Gpu, profile: Profile) -> list[Pair]:
     """The rows of two lanes at once, with what each asked and how fast it was, alone being 1."""
-    model = Predictor(gpu, profile)
+    model = Predictor(gpu, profile, rows)
     found = []
     for row in rows:
         if len(row.loads) == 2 and row.sharing in SPATIAL:
@@ -53,7 +53,7 @@ def observe(rows: Sequence[StepRow], gpu: Gpu) -> Observations:
     """The seconds of every lane's step, and how a profile predicts them."""
 
     def predict(profile: Profile) -> Floats:
-        model = Predictor(gpu, profile)
+        model = Predictor(gpu, profile, rows)
         return np.array(
             [1.0 / rate for row in rows for rate in model.rates(row, hosts_of(row, gpu))]
         )
@@ -66,7 +66,7 @@ def beside(rows: Sequence[StepRow], gpu: Gpu, alone: Profile) -> Observations:
 
     What each step asks of its share is worked out once, so that a prediction is cheap.
     """
-    model = Predictor(gpu, alone)
+    model = Predictor(gpu, alone, rows)
     demands = [model.demands(row, hosts_of(row, gpu)) for row in rows]
 
     def predict(profile: Profile) -> Floats:

@@ -12,7 +12,7 @@ from splitwiser.validate.calibration.coordinates import Array, Search
 Residuals = Callable[[Array], Array]
 ErrorsOf = Callable[[Mapping[str, float]], Array]
 
-TOLERANCE = 1e-2  # of a squared finite difference: a search that gains less has ended
+TOLERANCE = 1e-6  # gain of the loss that moves parameters by less than 1 % of their standard errors
 SMOOTH = 1e-3  # step of the differences up to which residuals are taken to be smooth
 PRESS = 0.05  # step from a bound that shows whether rows move with the parameter
 FLOOR = 1e-3  # scatter below which rows are called exact: measurements repeat no better
@@ -169,7 +169,6 @@ def _solve(free: Search, residuals: Residuals, start: Array, noise: float) -> Ar
     def slopes(at: Array) -> Array:
         return _jacobian(free, residuals, at)
 
-    tolerance = TOLERANCE * free.step**2
     solution = least_squares(
         residuals,
         start,
@@ -178,9 +177,9 @@ def _solve(free: Search, residuals: Residuals, start: Array, noise: float) -> Ar
         loss="soft_l1",
         f_scale=noise,
         x_scale="jac",
-        ftol=tolerance,
-        xtol=tolerance,
-        gtol=tolerance,
+        ftol=TOLERANCE,
+        xtol=TOLERANCE,
+        gtol=TOLERANCE,
     )
     return np.asarray(solution.x, dtype=float)
 

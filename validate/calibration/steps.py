@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
@@ -90,14 +91,21 @@ def _share(lane: Mapping[str, Any], sms: int) -> float:
 class Predictor:
     """The rates that a profile predicts for rows; its cost models are made once for each share.
 
-    The loops have no engine around them, so that nothing comes between two steps.
+    The loops have no engine around them, so that nothing comes between two steps. The steps of
+    *rows* are priced at once, in less time than one by one; others may be asked for as well.
     """
 
-    def __init__(self, gpu: Gpu, profile: Profile) -> None:
+    def __init__(self, gpu: Gpu, profile: Profile, rows: Iterable[StepRow] = ()) -> None:
         self._gpu = gpu
         self._profile = profile.with_values(step_overhead=0.0)
         self._cost = cache(self._make_cost)
         self._sharing = cache(partial(sharing_for, profile=self._profile))
+        steps = defaultdict[CostModel, list[tuple[int, int]]](list)
+        for row in rows:
+            for load, share in zip(row.loads, row.shares, strict=True):
+                steps[self._cost_of(load, share, row.sharing)].append(_size(load))
+        for cost, sizes in steps.items():
+            cost.prepare(sizes)
 
     def _make_cost(self, name: str, share: float, eager: bool, grids: bool) -> CostModel:
         return CostModel(
@@ -109,20 +117,17 @@ class Predictor:
             whole_device_grids=grids,
         )
 
+    def _cost_of(self, load: Load, share: float, sharing: str) -> CostModel:
+        grids = sharing == "green_contexts" and share < 1.0
+        return self._cost(load.llm, share, load.eager, grids)
+
     def demand(self, load: Load, share: float, sharing: str) -> Demand:
         """What a step of *load* asks of its share of the device."""
-        grids = sharing == "green_contexts" and share < 1.0
-        cost = self._cost(load.llm, share, load.eager, grids)
+        cost = self._cost_of(load, share, sharing)
         if not load.prompts:
             return cost.decode(load.batch).demand(load.batch * load.context)
         pairs, read = prompt_pairs(load.tokens, load.cached, cost.llm.sliding_window)
-        step = cost.step(
-            load.prompts * load.tokens + load.batch,
-            load.prompts + load.batch,
-            load.prompts * pairs,
-            load.prompts * read,
-            load.batch,
-        )
+        step = cost.step(*_size(load), load.prompts * pairs, load.prompts * read, load.batch)
         return step.demand(load.batch * load.context)
 
     def demands(self, row: StepRow, hosts: Sequence[float | None] | None = None) -> list[Demand]:
@@ -142,6 +147,11 @@ class Predictor:
         law = self._sharing(row.sharing, decode_first=row.decode_first)
         shared: Sequence[float] = law.rates(demands)
         return [rate / each.seconds for rate, each in zip(shared, demands, strict=True)]
+
+
+def _size(load: Load) -> tuple[int, int]:
+    """The tokens of a step, and the sequences that it gives a token."""
+    return load.prompts * load.tokens + load.batch, load.prompts + load.batch
 
 
 def read_steps(path: Path, sms: int) -> list[StepRow]:
