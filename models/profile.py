@@ -18,7 +18,7 @@ from splitwiser.models.neighbours import Neighbours
 if TYPE_CHECKING:
     from splitwiser.models.profile_file import ParameterEntry
 
-VERSION = 8
+VERSION = 9
 BUILT_IN = Path(__file__).parent / "profiles"
 
 
@@ -78,6 +78,9 @@ PARAMETERS: Mapping[str, Meaning] = {
     "yielded": Meaning("part of prompts' kernels between which priority passes", "1", 0.0, 1.0),
     "crowding": Meaning(
         "how much oftener decodes come before prompts, per further one", "1", 0.0, 16.0
+    ),
+    "crowding_prompts": Meaning(
+        "part of turns of further prompts at which decodes come too", "1", 0.0, 1.0
     ),
     "contention_memory": Meaning(
         "slow-down of memory-bound steps by such on other SMs", "1", 0.0, 4.0

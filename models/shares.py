@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from math import inf
+from math import inf, sqrt
 from typing import NamedTuple
 
 from splitwiser.models.kernels import saturation
@@ -47,9 +47,11 @@ class Shares:
         self._growth = growth
         self.meeting = cache(self._find_meeting)
 
-    def _find_meeting(self, own: float, other: float, shares: float) -> Meeting:
-        """Return how a task with the share *own* meets one with *other*, of *shares* in all."""
-        met = overlap(own, other, shares)
+    def _find_meeting(self, own: float, other: float, shares: float, prompts: bool) -> Meeting:
+        """Return how a task with the share *own* meets one with *other*, of *shares* in all;
+        *prompts*: both compute prompts.
+        """
+        met = overlap(own, other, shares, prompts=prompts)
         apart = 1.0 - met
         return Meeting(apart, met, min(other, 1.0 - own), *self.escape(own, own * apart))
 
@@ -73,15 +75,17 @@ class Shares:
         return 1.0 if share >= 1.0 else saturation(share, *self._growth.arithmetic) / share
 
 
-def overlap(own: float, other: float, shares: float) -> float:
+def overlap(own: float, other: float, shares: float, *, prompts: bool = False) -> float:
     """Return the part of a neighbour's kernels that meet a task's on the same SMs, in [0, 1].
 
     SM shares are limits, not places: of two tasks at least (own + other - 1)/own of the task's SMs
     are shared; of many tasks that together may use *shares* > 1 times the device, a task meets on
-    average (shares - 1) others, by their sizes.
+    average (shares - 1) others, by their sizes. Where both compute *prompts*, kernels of one block
+    for each SM end when their last block does, however few of them waited: of two such tasks one
+    meets the other as often as it is met, the geometric mean of both ways.
     """
     if shares <= 1.0:
         return 0.0
-    pair = (own + other - 1.0) / own
+    pair = (own + other - 1.0) / (sqrt(own * other) if prompts else own)
     crowd = (shares - 1.0) * other / (shares - own)
     return min(max(pair, crowd), 1.0)  # rounding may lift a whole overlap above 1

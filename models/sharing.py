@@ -48,6 +48,7 @@ def sharing_for(regime: str, profile: Profile, *, decode_first: bool = True) -> 
                 ),
                 (value("power_memory"), value("power_compute")),
                 value("crowding"),
+                value("crowding_prompts"),
                 profile.neighbours,
             ),
         )

@@ -19,8 +19,8 @@ none at once; of two kinds N light ones pass for each that arithmetic binds. GEM
 attention hold their SMs to the end; the element-wise kernels of prompts are thousands of short
 blocks, between which those with priority come at once. Of several tasks each waits for every other
 as in their pair; but all prompts get a kernel by turns before any gets its next, and decodes pass in
-what all of these yield: the oftener, the more decodes there are, for when one of them has nothing to
-run, another has. docs/model.md states every symbol.
+what all of these yield and, at a part of the turns, between them: the oftener, the more decodes there
+are, for when one of them has nothing to run, another has. docs/model.md states every symbol.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from splitwiser.models.balance import Matrix, Need, balanced, free, pair, slow_d
 from splitwiser.models.cost import Demand
 from splitwiser.models.neighbours import Kind, Neighbours, coordinates
 from splitwiser.models.regimes import Sharing
-from splitwiser.models.shares import Growth, Shares, overlap
+from splitwiser.models.shares import Growth, Meeting, Shares
 
 
 class Beside(NamedTuple):
@@ -51,6 +51,7 @@ class Beside(NamedTuple):
     growth: Growth
     power: tuple[float, float]
     crowding: float
+    crowding_prompts: float
     neighbours: Neighbours | None = None
 
 
@@ -138,13 +139,15 @@ class Spatial(Sharing):
                 slower[i][j], slower[j][i] = side[1], other[1]
                 heat[i][j], heat[j][i] = side[2], other[2]
                 beside[j][i], beside[i][j] = free(*side[:2], *other[:2])
-                meet[i][j] = overlap(one.share, two.share, shares)
-                meet[j][i] = overlap(two.share, one.share, shares)
+                meet[i][j] = self._meeting(one, two, shares).met
+                meet[j][i] = self._meeting(two, one, shares).met
         needs = [
             Need(*task[:2], self._cost(task, sum(row)))
             for task, row in zip(tasks, heat, strict=True)
         ]
         x = balanced(needs, self._waits(tasks, slower, beside, meet))
+        if all(task.share >= 1.0 for task in tasks):
+            return x  # there are no SMs on which two do not meet
         slower = self._slowed(tasks, shares, x, meet)
         return balanced(needs, self._waits(tasks, slower, beside, meet))
 
@@ -173,10 +176,9 @@ class Spatial(Sharing):
         """Return what each task waits for each other, over the time of its own kernels.
 
         As in their pair, where the other's x is *beside*. But prompts take turns, so that a decode
-        passes in what the kernels of all of these yield before each gets its next; and the oftener,
-        the more decodes there are.
+        passes in what the kernels of all of these yield, and between some, before each gets its
+        next; and the oftener, the more decodes there are.
         """
-        b = self._beside
         waits = [
             [each * x for each, x in zip(row, there, strict=True)]
             for row, there in zip(slower, beside, strict=True)
@@ -185,22 +187,37 @@ class Spatial(Sharing):
             if one.prompts:
                 continue
             meets = [part * task.use for part, task in zip(meet[i], tasks, strict=True)]
-            turn = sum(
-                part * task.tau for part, task in zip(meets, tasks, strict=True) if task.prompts
-            )
             for j, two in enumerate(tasks):
-                if not two.prompts or waits[i][j] <= 0.0:
-                    continue
-                further = sum(
-                    part * meet[j][k]
-                    for k, (part, task) in enumerate(zip(meets, tasks, strict=True))
-                    if not task.prompts
-                )
-                comes = 1.0 / waits[i][j] + b.yielded * (turn / two.tau - meets[j])
-                oftener = comes * (1.0 + b.crowding * further) * waits[i][j]
-                waits[i][j] /= oftener
-                waits[j][i] *= oftener
+                if two.prompts and waits[i][j] > 0.0:
+                    oftener = self._oftener(waits[i][j], tasks, j, meets, meet[j])
+                    waits[i][j] /= oftener
+                    waits[j][i] *= oftener
         return waits
+
+    def _oftener(
+        self,
+        wait: float,
+        tasks: Sequence[Running],
+        j: int,
+        meets: Sequence[float],
+        others: Sequence[float],
+    ) -> float:
+        """Return how much oftener a decode comes before kernels of the prompt *j* than in their pair,
+        where it waits *wait* for them.
+
+        *meets* are the parts of the time in which it meets each task, *others* those of the SMs on
+        which the prompt does.
+        """
+        b, tau = self._beside, tasks[j].tau
+        comes, decodes = 1.0 / wait, 0.0
+        at_turns = max(comes - b.yielded * meets[j], 0.0)
+        for k, (part, task) in enumerate(zip(meets, tasks, strict=True)):
+            if not task.prompts:
+                decodes += part * others[k]
+            elif k != j:
+                comes += part * b.yielded * task.tau / tau
+                comes += part * b.crowding_prompts * others[k] * at_turns
+        return comes * (1.0 + b.crowding * decodes) * wait
 
     def implied(self, demands: Sequence[Demand], rates: Sequence[float]) -> list[Implied]:
         """Return what two tasks' measured *rates* say of how each is slowed by the other.
@@ -221,7 +238,7 @@ class Spatial(Sharing):
                 part = min(part, w / free(cost, slow, other_cost, slows)[1])
             measured = slow_down(pace, cost, w, part)
             own, other = (Kind.of(task.tau, task.mix, task.prompts) for task in (one, two))
-            met = one.share * overlap(one.share, two.share, shares)
+            met = one.share * self._meeting(one, two, shares).met
             place = coordinates(own, other, (one.share, two.share, met), self._parts)
             log_factor = log(max(1.0 + measured, LEAST) / (1.0 + slow))
             found.append(Implied(place, log_factor, w, _held_back(one, rates[i])))
@@ -237,6 +254,10 @@ class Spatial(Sharing):
             cell = (round(CELLS * kind[0]), round(CELLS * kind[1]), prompts)
         return Running(busy / seconds, overhead / busy, tau, mix, share, prompts, cell)
 
+    def _meeting(self, one: Running, two: Running, shares: float) -> Meeting:
+        both = one.prompts and two.prompts
+        return self._shares.meeting(one.share, two.share, shares, both)
+
     def _coupling(
         self, one: Running, two: Running, shares: float, left: float = 1.0
     ) -> tuple[float, float]:
@@ -247,7 +268,7 @@ class Spatial(Sharing):
         _, _, tau, mix, own, prompts, cell = one
         use, _, other_tau, other_mix, other, other_prompts, other_cell = two
         b = self._beside
-        apart, met, hotter, escape, costly = self._shares.meeting(own, other, shares)
+        apart, met, hotter, escape, costly = self._meeting(one, two, shares)
         contention, least = b.contention
         slow = (contention + (least - contention) * other_mix) * (1.0 - mix) * apart
         if met > 0.0:
@@ -265,7 +286,7 @@ class Spatial(Sharing):
                 waits *= elsewhere / hypot(waits, elsewhere)
             slow += waits
         if b.neighbours is not None:
-            known = self._known(cell, other_cell, own, other, own * (1.0 - apart))
+            known = self._known(cell, other_cell, own, other, own * met)
             slow = (1.0 + slow) * known - 1.0
         return slow, use * hotter
 

@@ -64,7 +64,8 @@ def test_of_three_each_loses_some_of_its_way_out() -> None:
     """Under limits that overlap, each of three steps is slower than its waits for the two others, each
     as in their pair, would make it: the third is on the SMs on which it does not meet the second.
     """
-    profile = profile_for("h200").with_values(crowding=0.0, yielded=0.0, **APART)
+    alike = {"crowding": 0.0, "crowding_prompts": 0.0, "yielded": 0.0}
+    profile = profile_for("h200").with_values(**alike, **APART)
     law = sharing_for("mps", replace(profile, neighbours=None))
     assert isinstance(law, Spatial)
     asked = [decode(profile, 8, 1024, 0.6), decode(profile, 64, 512, 0.7), decode(profile, 4)]
@@ -151,17 +152,22 @@ def test_equal_tasks_take_strict_turns(n: int, use: float, tau: float) -> None:
 
 
 @given(
-    st.floats(0.0, 0.3), st.floats(1.0, 8.0), st.lists(st.floats(1.0, 30.0), min_size=2, max_size=4)
+    st.floats(0.0, 0.3),
+    st.floats(1.0, 8.0),
+    st.floats(0.0, 1.0),
+    st.lists(st.floats(1.0, 30.0), min_size=2, max_size=4),
 )
 @settings(max_examples=50, deadline=None)
 def test_decode_passes_in_what_all_prompts_yield(
-    yielded: float, passed: float, longer: list[float]
+    yielded: float, passed: float, between: float, longer: list[float]
 ) -> None:
-    """Where one kernel runs at a time, all prompts get a kernel each by turns, and between two turns
-    decode's pass by their number, and in the part that yields of the time of all of these.
+    """Where one kernel runs at a time, all prompts get a kernel each by turns, and in a round of turns
+    decode's pass by their number, again at a part of each further turn, and in the part that yields of
+    the time of all of these.
     """
     values = {"wait_memory": 1.0, "wait_compute": 1.0, "passed": passed, "yielded": yielded}
-    law = sharing_for("mps", profile_for("a10").with_values(**values, **APART))
+    profile = profile_for("a10").with_values(crowding_prompts=between, **values, **APART)
+    law = sharing_for("mps", profile)
     light = Demand(1e-2, 1e-2, 0.0, 0.0, 100.0, 1.0)
     prompts = [
         light._replace(seconds=1e-2 * x, busy=1e-2 * x, compute=1e-9, prompt=1.0) for x in longer
@@ -171,7 +177,8 @@ def test_decode_passes_in_what_all_prompts_yield(
         for rate, task in zip(law.rates([light, *prompts]), [light, *prompts], strict=True)
     )
     assert turns == pytest.approx([turns[0]] * len(turns))
-    assert decodes / turns[0] == pytest.approx(passed + yielded * sum(longer))
+    rounds = passed * (1.0 + between * (len(longer) - 1)) + yielded * sum(longer)
+    assert decodes / turns[0] == pytest.approx(rounds)
 
 
 @given(st.floats(1.0, 64.0), st.floats(0.1, 10.0), st.integers(1, 4))
@@ -272,6 +279,26 @@ def test_crowding_is_of_decodes_among_themselves(prefills: int) -> None:
             assert after[-1] > before[-1] * 1.01
 
 
+@pytest.mark.parametrize("decodes", [1, 2, 3])
+def test_decodes_come_between_the_turns_of_prompts(decodes: int) -> None:
+    """A second prefill costs decodes less where they pass at its turns too, and nothing where they
+    pass at all; beside one prefill there are no further turns.
+    """
+    base = replace(profile_for("h200"), neighbours=None).with_values(yielded=0.0)
+    never, often, always = (base.with_values(crowding_prompts=c) for c in (0.0, 0.5, 1.0))
+    task, prompt = decode(base, 16), prefill(base, 1500)
+    tasks = [task._replace(overhead=0.0, seconds=task.busy)] * decodes
+    beside = [
+        [sharing_for("mps", profile).rates([*tasks, *[prompt] * n]) for n in (1, 2)]
+        for profile in (never, often, always)
+    ]
+    one, two = zip(*((few[0], more[0]) for few, more in beside), strict=True)
+    if decodes == 1:
+        assert one == pytest.approx([one[0]] * 3, rel=1e-12)
+    assert two[0] < two[1] * 0.95 and two[1] < two[2] * 0.95
+    assert beside[0][1][-1] > beside[1][1][-1] > beside[2][1][-1]
+
+
 def test_what_a_neighbours_power_costs_is_paid_on_sms_of_ones_own() -> None:
     """Apart from each other, tasks slow down by the power of their neighbour, and alone by none."""
     free = profile_for("h200").with_values(power_memory=0.0, power_compute=0.0)
@@ -320,3 +347,12 @@ def test_overlap_of_two_shares(own: float, other: float) -> None:
     assert 0.0 <= part <= 1.0 + 1e-12
     assert (part == 0.0) == (own + other <= 1.0)
     assert overlap(own, 1.0, own + 1.0) == pytest.approx(1.0)
+
+
+@given(st.floats(0.05, 1), st.floats(0.05, 1))
+def test_of_two_prompts_each_meets_the_other_as_often(own: float, other: float) -> None:
+    """Prompts meet equally often whatever the limits of each, between what either's own SMs tell."""
+    ways = [overlap(a, b, own + other) for a, b in ((own, other), (other, own))]
+    met, back = (overlap(a, b, own + other, prompts=True) for a, b in ((own, other), (other, own)))
+    assert met == pytest.approx(back, abs=1e-12)
+    assert min(ways) - 1e-12 <= met <= max(ways) + 1e-12

@@ -1,7 +1,7 @@
 """How well the H200 profile predicts rows that it was not fitted to, and what its effects are worth.
 
 The rows are committed: the profile is fitted to `calibration.jsonl`; `heldout-8.jsonl` was drawn at
-random and measured on the same card right after it, `heldout-12.jsonl` hours later on
+random and measured on the same card right after it, `heldout-13.jsonl` hours later on
 another card, by another seed.
 """
 
@@ -67,7 +67,7 @@ class H200:
             profile_for("h200"),
             tuple(row for row in fitted if not row.alone),
             unseen("heldout-8.jsonl"),
-            unseen("heldout-12.jsonl"),
+            unseen("heldout-13.jsonl"),
         )
 
 
@@ -225,6 +225,7 @@ EFFECTS: Mapping[str, Mapping[str, float]] = {
     "no contention on other SMs": {"contention_memory": 0.0, "contention_compute": 0.0},
     "no power shared": {"power_memory": 0.0, "power_compute": 0.0},
     "decodes come no oftener the more they are": {"crowding": 0.0},
+    "decodes come no oftener the more prompts there are": {"crowding_prompts": 0.0},
 }
 EFFECTS_IN_TURNS: Mapping[str, Mapping[str, float]] = {
     "in turns: the whole law": {},

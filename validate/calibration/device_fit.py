@@ -107,6 +107,7 @@ STAGES = (
             "crowding": 1.0,
             "yielded": 0.06,
             "contention_memory": 0.5,
+            "crowding_prompts": 0.3,
         },
         lambda row: not row.alone and row.sharing in SPATIAL,
         NOISE_BESIDE,

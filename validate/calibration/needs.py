@@ -48,6 +48,7 @@ NEEDS: Mapping[str, str] = {
     "passed": f"{_PAIRS} without limits: decode beside prefill, and two of the same phase",
     "yielded": "decode with priority beside long prefills under mps",
     "crowding": "prefill beside two decodes under MPS",
+    "crowding_prompts": "two prefills beside decode under MPS",
     "contention_memory": "two decodes beside each other under MPS, at limits that sum to 100 %",
     "contention_compute": f"{_PAIRS}, at limits that sum to 100 %: decode's rate",
     "narrow": f"{_PAIRS}, at limits that overlap: decode's rate",
