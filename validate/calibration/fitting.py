@@ -138,14 +138,20 @@ def fit(
 
 
 def refitted(
-    profile: Profile, start: Mapping[str, float], observations: Observations, *, noise: float
+    profile: Profile,
+    start: Mapping[str, float],
+    observations: Observations,
+    *,
+    noise: float,
+    tries: int | None = None,
 ) -> Profile:
     """Return *profile* with the parameters *start* fitted to fewer rows than decided them.
 
-    What the rows decide was asked of all of them; here only the values move, from those found.
+    What the rows decide was asked of all of them; here only the values move, from those found, and
+    no further than *tries* bring them.
     """
     errors = _errors_of(profile, observations, "")
-    return profile.with_values(**nearest(_search(start, STEP), errors, noise))
+    return profile.with_values(**nearest(_search(start, STEP), errors, noise, tries))
 
 
 def _search(start: Mapping[str, float], step: float) -> Search:

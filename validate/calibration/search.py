@@ -13,7 +13,6 @@ Residuals = Callable[[Array], Array]
 ErrorsOf = Callable[[Mapping[str, float]], Array]
 
 TOLERANCE = 1e-6  # gain of the loss that moves parameters by less than 1 % of their standard errors
-NEAR = 3  # tries from an optimum of nearly the same rows: errors of those left out move by 0.01 %
 SMOOTH = 1e-3  # step of the differences up to which residuals are taken to be smooth
 PRESS = 0.05  # step from a bound that shows whether rows move with the parameter
 FLOOR = 1e-3  # scatter below which rows are called exact: measurements repeat no better
@@ -70,9 +69,13 @@ def decide(search: Search, errors: ErrorsOf, noise: float) -> Decision:
     )
 
 
-def nearest(search: Search, errors: ErrorsOf, noise: float) -> dict[str, float]:
-    """Return the values with the least soft-L1 loss of *errors* near their start, `NEAR` tries away."""
-    return search.values(_solve(search, _on(search, errors, {}), search.start, noise, NEAR))
+def nearest(
+    search: Search, errors: ErrorsOf, noise: float, tries: int | None = None
+) -> dict[str, float]:
+    """Return the values with the least soft-L1 loss of *errors* in the basin of their start, or the
+    best of so many *tries*.
+    """
+    return search.values(_solve(search, _on(search, errors, {}), search.start, noise, tries))
 
 
 def _spread(
@@ -163,7 +166,7 @@ def soft_l1(residuals: Array, noise: float) -> float:
 def _solve(
     free: Search, residuals: Residuals, start: Array, noise: float, tries: int | None = None
 ) -> Array:
-    """Return the coordinates with the least loss in the basin of *start*, after at most *tries*."""
+    """Return the coordinates with the least loss in the basin of *start*, or the best of *tries*."""
     from scipy.optimize import least_squares
 
     if not free.names:
