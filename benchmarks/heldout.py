@@ -25,13 +25,12 @@ from splitwiser.validate.calibration.plans import LARGE, gpu_plan
 from splitwiser.validate.calibration.points import Lane, Load, Plan, Point, Stage
 from splitwiser.validate.calibration.room import fitting
 from splitwiser.validate.calibration.step_plans import (
-    CROWDS,
     DECODE_SHARES,
     GREEN,
     PREFILL_SHARES,
-    SMALL,
     alike,
     alone,
+    crowds,
     decode,
     prefill,
 )
@@ -138,17 +137,8 @@ def _crowds(
     generator: np.random.Generator, prefills: Sequence[int], decodes: Sequence[int], count: int
 ) -> Iterator[Point]:
     """Triples and quadruples in turn; now and then one that waits for its host."""
-    for number in range(count):
-        loads: list[tuple[int, Load]] = []
-        more, most = CROWDS[number % len(CROWDS)]
-        for place in (*prefills[:more], *decodes[:most]):
-            tokens, batch, context = _sizes(generator)
-            small = decode(SMALL, 1 + batch % 48, 300 + context % 1200, eager=True)
-            if place in prefills:
-                loads.append((place, prefill(LARGE, tokens)))
-            else:
-                loads.append((place, small if number % 4 == 3 else decode(LARGE, batch, context)))
-        yield Point(tuple(loads))
+    sizes = iter(partial(_sizes, generator), None)
+    return crowds(LARGE, (prefills, decodes), sizes, count)
 
 
 def _mps(generator: np.random.Generator) -> Stage:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from splitwiser.traces.arrivals import all_at_once, constant, gamma
 from splitwiser.traces.trace import MAX_TOKENS, Trace
+from splitwiser.validate.calibration.observations import CONTRADICTION
 
 LATENCIES = ("ttft", "tpot", "e2el")
 RATES = ("request_throughput", "output_throughput", "total_token_throughput")
 QUANTITY = re.compile(rf"(mean|median|p\d{{1,2}})_({'|'.join(LATENCIES)})|{'|'.join(RATES)}")
 
-CONTRADICTION = 2.0  # equal runs that differ by more than this factor measured two things
 PERIOD = 60.0  # seconds for which a stated rate is taken to have been sent
 TURNS = 10  # requests of each client of a closed loop
 MOST_REQUESTS = 20_000  # of a run that does not say how many it had

@@ -19,7 +19,7 @@ import numpy as np
 
 from splitwiser.models.catalogue import llm as llm_named
 from splitwiser.models.llm import Llm
-from splitwiser.validate.calibration.points import Kernel
+from splitwiser.validate.calibration.points import BLOCK, Kernel
 from splitwiser.validate.runtime.faults import line_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ COLD_BYTES = 3 * 2**26  # three times the last-level cache of an H200: what was 
 ROW = 8  # kernels in a row, at least
 BURST_S = 3e-3  # of one measured repetition, about
 REPEATS = 3
-BLOCK = 16  # tokens of a KV block
 LIKE = "meta-llama/Llama-3.1-8B"  # the family whose kernels are measured, at any size
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from splitwiser.models.llm import Llm, dtype_named
 from splitwiser.validate.calibration.kernel_formats import FORMATS, NAMED_LAYERS, TEXTS, Part
 from splitwiser.validate.calibration.kernel_table import COLUMNS, KernelTable
+from splitwiser.validate.calibration.observations import CONTRADICTION
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FEWEST = 8  # rows from which a kind of kernel can be fitted
-CONTRADICTION = 2.0  # times of one kernel further apart than this are an error of the table
 
 
 def read_kernels(

@@ -13,7 +13,7 @@ import numpy as np
 
 from splitwiser.models.catalogue import llm as llm_named
 from splitwiser.models.llm import Llm
-from splitwiser.validate.calibration.points import MARGIN, Load
+from splitwiser.validate.calibration.points import BLOCK, MARGIN, Load
 from splitwiser.validate.runtime.messages import Ids
 from splitwiser.validate.runtime.runner import Chunk, Pending, Runner
 from splitwiser.validate.runtime.staging import AHEAD
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from splitwiser.validate.runtime.partition import Partition
 
-BLOCK = 16  # tokens of a KV block
 RESEAT = 32  # decode steps after which the sequences are put back to their context
 TRIALS = 2  # steps before a window, of which the last is timed
 

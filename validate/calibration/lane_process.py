@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from splitwiser.validate.calibration.lane import (
-    BLOCK,
     Done,
     LaneRunner,
     Models,
     measured_llm,
     repeat,
 )
-from splitwiser.validate.calibration.points import Lane, Load
+from splitwiser.validate.calibration.points import BLOCK, Lane, Load
 from splitwiser.validate.runtime.faults import line_of
 from splitwiser.validate.runtime.owner import pool_shape
 from splitwiser.validate.runtime.staff import Handle

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Phase = Literal["prefill", "decode"]
+BLOCK = 16  # tokens of a KV block, in lanes and kernels
 TOGETHER = ("streams", "green_contexts")  # whose lanes are threads of one process
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from splitwiser.validate.calibration.lane import BLOCK, measured_llm
+from splitwiser.validate.calibration.lane import measured_llm
 from splitwiser.validate.calibration.lane_process import RESERVE
-from splitwiser.validate.calibration.points import TOGETHER, Point, Stage, pool_tokens
+from splitwiser.validate.calibration.points import BLOCK, TOGETHER, Point, Stage, pool_tokens
 
 USED = 0.88  # share of the memory that a stage may take
 CONTEXT_BYTES = 0.5e9  # of a lane's process: CUDA's context, libraries, graphs

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from splitwiser.models.catalogue import llm as llm_named
-from splitwiser.validate.calibration.lane import BLOCK, Done
+from splitwiser.validate.calibration.lane import Done
 from splitwiser.validate.calibration.lane_process import (
     RESERVE,
     Booth,
@@ -24,7 +24,14 @@ from splitwiser.validate.calibration.lane_process import (
     attend,
     hold,
 )
-from splitwiser.validate.calibration.points import TOGETHER, Point, Stage, lanes_record, pool_tokens
+from splitwiser.validate.calibration.points import (
+    BLOCK,
+    TOGETHER,
+    Point,
+    Stage,
+    lanes_record,
+    pool_tokens,
+)
 from splitwiser.validate.runtime.children import Child, Children
 from splitwiser.validate.runtime.device import Device
 from splitwiser.validate.runtime.mps import MpsDaemon
