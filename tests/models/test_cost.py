@@ -198,6 +198,19 @@ def test_a_step_costs_what_it_does_whatever_was_asked_before(
         assert tables.head(row) == fresh.head(row)
 
 
+@given(st.sets(st.integers(1, 4096), min_size=1, max_size=8), st.sampled_from(catalogue()))
+@settings(max_examples=25, deadline=None)
+def test_what_was_prepared_is_not_worked_out_again(rows: set[int], model: Llm) -> None:
+    """Steps that were priced beforehand ask the kernels nothing more."""
+    kernels = KernelModel(gpu("h200"), profile_for("h200"), model.dtype)
+    tables = StepTables(model, profile_for("h200"), kernels)
+    tables.prepare(rows, [row + 0.5 for row in rows])
+    del tables.kernels
+    for row in rows:
+        assert tables.dense(row)[0] > 0.0
+        assert tables.head(row + 1) > 0.0
+
+
 def test_graphs_remove_the_host_floor() -> None:
     """Eager steps wait for the host, graphed decode steps do not, prefill does unless graphed."""
     model, device, profile = llm("facebook/opt-125m"), gpu("h200"), profile_for("h200")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tasks import decode, prefill
 
 from splitwiser.models.catalogue import llm
 from splitwiser.models.cost import CostModel, Demand
@@ -118,6 +119,31 @@ def test_what_pairs_say_is_learnt_and_told_of_pairs_between() -> None:
             predicted = spatial(profile).rates(pair.demands)[1]
             errors[name].append(abs(predicted / pair.rates[1] - 1.0))
     assert np.mean(errors["learnt"]) < 0.25 * np.mean(errors["law"])
+
+
+@given(st.floats(0.1, 1.0), st.floats(0.1, 1.0), st.sampled_from(["PP", "PD", "DD"]))
+@settings(max_examples=30, deadline=None)
+def test_what_a_pair_tells_is_found_where_it_is_asked_for(
+    one: float, two: float, phases: str
+) -> None:
+    """Whatever its limits and phases, a pair measured is looked up at the place where it was noted."""
+    law = replace(profile_for("h200"), neighbours=None)
+    asked = [
+        prefill(law, 900, share) if phase == "P" else decode(law, 16, share=share)
+        for phase, share in zip(phases, (one, two), strict=True)
+    ]
+    before = sharing_for("mps", law)
+    assert isinstance(before, Spatial)
+    place = before.implied(asked, [0.5, 0.5])[0].place
+    narrow = (1.0,) * 6 + (0.01,) * 3 + (1.0,)  # of limits it tells that one alone
+    known = replace(law, neighbours=Neighbours(narrow, (place,), (0.3,)))
+    after = sharing_for("mps", known)
+    assert isinstance(after, Spatial)
+    slow, more = (
+        each._coupling(*(each._running(task) for task in asked), one + two)[0]
+        for each in (before, after)
+    )
+    assert log((1.0 + more) / (1.0 + slow)) == pytest.approx(0.3, abs=0.01)
 
 
 def test_who_hardly_runs_teaches_little() -> None:

@@ -26,6 +26,7 @@ FITTED = st.sampled_from([replace(p, neighbours=None) for p in built_in_profiles
 APART = dict.fromkeys(
     ("contention_memory", "contention_compute", "power_memory", "power_compute"), 0.0
 )
+PROMPT = prefill(profile_for("h200"), 1500)
 
 
 @given(FITTED, st.floats(0.02, 0.89), st.floats(0.05, 0.1))
@@ -60,7 +61,8 @@ def test_who_runs_beside_them_takes_of_the_way_out() -> None:
             assert slower[i][j] == law._coupling(tasks[i], tasks[j], 1.3, left)[0]
 
 
-def test_of_three_each_loses_some_of_its_way_out() -> None:
+@pytest.mark.parametrize("third", [0.6, 1.0])
+def test_of_three_each_loses_some_of_its_way_out(third: float) -> None:
     """Under limits that overlap, each of three steps is slower than its waits for the two others, each
     as in their pair, would make it: the third is on the SMs on which it does not meet the second.
     """
@@ -69,9 +71,9 @@ def test_of_three_each_loses_some_of_its_way_out() -> None:
     law = sharing_for("mps", replace(profile, neighbours=None))
     assert isinstance(law, Spatial)
     asked = [decode(profile, 8, 1024, 0.6), decode(profile, 64, 512, 0.7), decode(profile, 4)]
-    asked[2] = asked[2]._replace(sm_share=0.6)
+    asked[2] = asked[2]._replace(sm_share=third)
     asked = [task._replace(overhead=0.0, seconds=task.busy) for task in asked]
-    tasks, shares = [law._running(task) for task in asked], 1.9
+    tasks, shares = [law._running(task) for task in asked], 1.3 + third
     for i, rate in enumerate(law._shared(asked)):
         waits = 0.0
         for j in range(3):
@@ -277,6 +279,17 @@ def test_crowding_is_of_decodes_among_themselves(prefills: int) -> None:
         else:
             assert after[0] < before[0] * 0.99
             assert after[-1] > before[-1] * 1.01
+
+
+def test_prompts_that_do_not_meet_have_no_turns() -> None:
+    """Between prompts on SMs of their own there are no turns for a decode that meets both to come at,
+    and the more of their SMs they share, the oftener it comes.
+    """
+    law = sharing_for("mps", profile_for("h200").with_values(yielded=0.0, crowding_prompts=0.5))
+    assert isinstance(law, Spatial)
+    tasks = [law._running(task) for task in (decode(profile_for("h200"), 4), *[PROMPT] * 2)]
+    often = [law._oftener(3.0, tasks, 1, [0.0, 1.0, 1.0], [1.0, 0.0, x]) for x in (0.0, 0.4, 1.0)]
+    assert often == pytest.approx([1.0, 1.2, 1.5])
 
 
 @pytest.mark.parametrize("decodes", [1, 2, 3])
