@@ -12,7 +12,6 @@ from pathlib import Path
 from splitwiser.validate.runtime import guardian
 
 ENDS_S = 10.0  # a run that cannot go on ends within so many seconds
-LAST_S = 10.0  # multiprocessing's own leave when they see that the main process has, busy or not
 STARTS_S = 90.0  # for a start, on a machine that is busy
 SERVED_S = 2.0  # of serving, before the blow: some requests have finished, and most have not
 SRC = Path(__file__).parents[3] / "src"
@@ -92,7 +91,7 @@ class Run:
     def end(self, within: float = ENDS_S) -> tuple[int, str, list[str]]:
         """Status, stdout, and the lines of stderr but notes; within that time nothing is left."""
         status = self.main.wait(within)
-        self.vanish(LAST_S)
+        self.vanish(ENDS_S)  # multiprocessing's own leave when they see that the main process has
         lines = self._err.read_text().splitlines()
         return status, self._out.read_text(), [x for x in lines if not x.startswith("note: ")]
 
