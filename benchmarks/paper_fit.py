@@ -85,10 +85,11 @@ def line_error(profile: Profile, column: int) -> float:
     many seconds).
     """
     line = LINES[column]
-    return sum(
-        (engine_batch(profile, count, line.processes, line.sharing) - times[column]) ** 2
+    misses = (
+        engine_batch(profile, count, line.processes, line.sharing) - times[column]
         for count, times in FIGURE_11.items()
     )
+    return float(sum(miss**2 for miss in misses))
 
 
 def fit_engine() -> Profile:

@@ -74,7 +74,8 @@ def main() -> int:
 def _measured(name: str) -> dict[str, Any]:
     import torch
 
-    from splitwiser.validate.calibration.lane import BLOCK, Models, measured_llm
+    from splitwiser.validate.calibration.lane import Models, measured_llm
+    from splitwiser.validate.calibration.points import BLOCK
     from splitwiser.validate.runtime.device import device_named, provenance
     from splitwiser.validate.runtime.owner import pool_shape
     from splitwiser.validate.runtime.weights import fill_random, layout
