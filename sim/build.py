@@ -154,6 +154,8 @@ class Simulation:
             worker.lead = self._profile.value("decided_ahead")
             if isinstance(worker, ChunkedWorker):
                 worker.ahead = self.deployment.async_scheduling
+            if isinstance(worker, StaticWorker):
+                worker.keeps_padding = self.deployment.start == "staggered"
             queue.on_arrival.append(partial(self.world.device.break_at, worker.task))
 
     def _build_split(self) -> None:

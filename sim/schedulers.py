@@ -190,13 +190,16 @@ class ChunkedWorker(Worker):
 
 
 class StaticWorker(Worker):
-    """Static batches: padded to the longest prompt, and run until the longest member has ended.
+    """Static batches: prompts padded to the longest, and run until the longest member has ended.
 
     Rows that have ended go on computing, as in Hugging Face's `generate`. Tokens count when they
-    are made. A row that memory has no room for starts again in a later batch.
+    are made. A row that memory has no room for starts again in a later batch. The paper's code
+    `keeps_padding` as context; paged attention reads what a row has, and the blocks of the padding
+    are free again once the prompts are computed.
     """
 
     swaps = False
+    keeps_padding = False
 
     def run(self) -> Steps:
         env, queue, batch, pool = self.env, self.queue, self.batch, self.pool
@@ -237,12 +240,14 @@ class StaticWorker(Worker):
                 self.log.scheduled[request] = now
         self.task.batch = self.task.joined = 0
         now = yield self.start_step(cost, 0, rows * longest, now)
+        held = [longest if self.keeps_padding else world.tokens_to_compute(r) for r in requests]
+        pool.give(rows * pool.blocks(longest) - sum(map(pool.blocks, held)))
         to_come = [world.emit_first(request, now) for request in requests]
-        for request, remaining in zip(requests, to_come, strict=True):
+        for request, tokens, remaining in zip(requests, held, to_come, strict=True):
             if max(to_come):
-                self.batch.add(request, longest, max(to_come), now)
+                self.batch.add(request, tokens, max(to_come), now)
             else:
-                pool.release(request, longest)
+                pool.release(request, tokens)
             if remaining:
                 heappush(self._ends, (self.batch.step + remaining, request))
             else:

@@ -119,6 +119,8 @@ def _engines(
     for server in servers:
         if isinstance(server, Chunked):
             server.ahead = deployment.async_scheduling
+        if isinstance(server, Static):
+            server.keeps_padding = deployment.start == "staggered"
     return servers
 
 

@@ -137,9 +137,12 @@ class Chunked(Server):
 
 
 class Static(Server):
-    """A batch runs until its last row has ended; rows are padded to the longest."""
+    """A batch runs until its last row has ended; prompts are padded to the longest, and contexts
+    where padding is kept.
+    """
 
     swaps = False
+    keeps_padding = False
 
     def life(self) -> Process:
         while True:
@@ -170,7 +173,9 @@ class Static(Server):
         self.schedule(rows)
         yield Step(cost.seconds(0), cost.demand(0))
         for request in rows:
-            self.batch.append(Sequence(request, longest))
+            context = longest if self.keeps_padding else request.to_compute
+            self.pool.hold(request, context)
+            self.batch.append(Sequence(request, context))
             self.token(request)
         self.end_rows()
 

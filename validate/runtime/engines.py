@@ -120,9 +120,10 @@ class ChunkedEngine(Worker):
 
 
 class StaticEngine(Worker):
-    """Static batches: padded to the longest prompt, and run until the longest member has ended.
+    """Static batches: prompts padded to the longest, and run until the longest member has ended.
 
-    Rows that have ended go on computing, as in Hugging Face's `generate`.
+    Rows that have ended go on computing, as in Hugging Face's `generate`. A decode step reads what
+    each row has, so that the blocks of the padding serve others once the prompts are launched.
     """
 
     def launch(self) -> Flight | None:
@@ -154,7 +155,15 @@ class StaticEngine(Worker):
             return None
         flight = self.compute(prompts, longest)
         flight.leaving = []  # rows that have ended stay until the batch has
+        for running in prompts:
+            self._narrow(running)
         return flight
+
+    def _narrow(self, running: Running) -> None:
+        """Free the blocks of a prompt's padding: what writes to them next is launched behind it."""
+        kept = self.blocks(running.length)
+        self.pool.release(np.array(running.blocks[kept:], np.int32))
+        del running.blocks[kept:]
 
     def _widen(self, prompts: list[Running], longest: int) -> bool:
         """Give every row blocks for *longest* tokens; False, and nothing done, if they do not fit."""
