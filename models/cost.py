@@ -15,6 +15,8 @@ from splitwiser.models.profile import Profile
 from splitwiser.models.step_tables import step_tables
 from splitwiser.models.work import MIXED_LAUNCHES, coefficients
 
+LOOSE = ("mps", "streams")  # regimes of `shared_gap`
+
 
 class Demand(NamedTuple):
     """What a running step asks of the GPU; the sharing model sees only this.
@@ -47,7 +49,8 @@ class StepCost(NamedTuple):
     `gpu_per_token` those of each attended token; `host` the least time in which the host launches
     the step (0 under CUDA graphs); `overhead` the GPU's idle seconds between two steps. FLOP and
     bytes likewise at A = 0 and per attended token. `peak` (FLOP/s) and `bandwidth` (bytes/s) are
-    the data sheet's; `spared` are the GPU seconds less after a pause.
+    the data sheet's; `spared` are the GPU seconds less after a pause, and `gaps` seconds more between
+    its kernels in which nothing of the step runs, and kernels of others may.
     """
 
     gpu: float
@@ -64,11 +67,16 @@ class StepCost(NamedTuple):
     bandwidth: float
     prompt: float = 0.0
     spared: float = 0.0
+    gaps: float = 0.0
+
+    @property
+    def alone(self) -> float:
+        """The seconds alone at A = 0, without host and overhead: kernels, and gaps between them."""
+        return self.gpu + self.gaps
 
     def seconds(self, attended: float) -> float:
         """Return the wall time of the step, overhead included."""
-        gpu, gpu_per_token, host, overhead, *_ = self
-        return max(host, gpu + gpu_per_token * attended) + overhead
+        return max(self.host, self.alone + self.gpu_per_token * attended) + self.overhead
 
     def demand(self, attended: float) -> Demand:
         """Return what the step asks of the GPU."""
@@ -88,13 +96,13 @@ class StepCost(NamedTuple):
             bandwidth,
             prompt,
             spared,
+            gaps,
         ) = self
         gpu += gpu_per_token * attended
         flops += flops_per_token * attended
         moved += moved_per_token * attended
-        seconds = gpu + overhead
-        if gpu < host:
-            seconds = host + overhead
+        alone = gpu + gaps
+        seconds = max(host, alone) + overhead
         return Demand(
             seconds,
             gpu,
@@ -106,7 +114,7 @@ class StepCost(NamedTuple):
             flops / peak,
             moved / bandwidth,
             prompt,
-            seconds / (max(gpu - spared, host) + overhead) - 1.0 if spared > 0.0 else 0.0,
+            seconds / (max(alone - spared, host) + overhead) - 1.0 if spared > 0.0 else 0.0,
         )
 
 
@@ -114,8 +122,9 @@ class CostModel:
     """The cost of steps of one model on one GPU, for a process with a share of its SMs.
 
     *sm_share* is in (0, 1]. *eager* launches decode steps kernel by kernel too; without it they
-    replay CUDA graphs. *whole_device_grids* is for green contexts, where libraries size their
-    grids for all SMs and pay a second wave; under MPS they see the smaller device. Raises
+    replay CUDA graphs. *sharing* is the regime in which the process runs: in green contexts
+    libraries size their grids for all SMs and pay a second wave, where under MPS they see the
+    smaller device; under MPS and in streams kernels follow each other less closely. Raises
     ValueError for a share outside (0, 1] and for a dtype that the GPU's data sheet lacks.
     """
 
@@ -127,15 +136,16 @@ class CostModel:
         *,
         sm_share: float = 1.0,
         eager: bool = False,
-        whole_device_grids: bool = False,
+        sharing: str = "exclusive",
     ) -> None:
         value = profile.value
         self.llm, self.gpu, self.profile = llm, gpu, profile
         self.sm_share, self.eager = sm_share, eager
-        self._tables = step_tables(llm, gpu, profile, sm_share, whole_device_grids)
+        self._tables = step_tables(llm, gpu, profile, sm_share, sharing == "green_contexts")
         kernels = self._tables.kernels
         self._peak, self._bandwidth = kernels.peak, kernels.bandwidth
         self._gap, self._launch = value("kernel_gap"), value("launch_host")
+        self._shared_gap = value("shared_gap") if sharing in LOOSE else 0.0
         self._overhead = value("step_overhead")
         self._sequence_overhead = value("sequence_overhead")
         self._prompt_eager = eager or not profile.graphed_prefill
@@ -207,6 +217,7 @@ class CostModel:
             self._bandwidth,
             prompt,
             spared,
+            kernels * self._shared_gap,
         )
 
     def decode(self, batch: int) -> StepCost:

@@ -18,7 +18,7 @@ from splitwiser.models.neighbours import Neighbours
 if TYPE_CHECKING:
     from splitwiser.models.profile_file import ParameterEntry
 
-VERSION = 9
+VERSION = 10
 BUILT_IN = Path(__file__).parent / "profiles"
 
 
@@ -53,6 +53,7 @@ PARAMETERS: Mapping[str, Meaning] = {
     "sampling_start": Meaning("time of the sampling kernels without work", "s", 0.0, 1e-2),
     "sampling_passes": Meaning("passes of sampling over float32 logits", "1", 0.0, 64.0),
     "kernel_gap": Meaning("device time between two kernels", "s", 0.0, 1e-3),
+    "shared_gap": Meaning("how much longer that is under MPS and in streams", "s", 0.0, 1e-3),
     "launch_host": Meaning("host time to launch one kernel eagerly", "s", 0.0, 1e-2),
     "step_overhead": Meaning("GPU idle between two steps: scheduler, sampling", "s", 0.0, 1.0),
     "sequence_overhead": Meaning("more of it for each sequence of a step", "s", 0.0, 1e-2),

@@ -95,7 +95,7 @@ class ProfileFile(BaseModel):
     """The whole file."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
-    version: Literal[9]
+    version: Literal[10]
     name: str
     gpu: str
     kind: Literal["data sheet", "fitted"]

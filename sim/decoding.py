@@ -45,7 +45,7 @@ class Swapped(NamedTuple):
     last_token: float
 
 
-# Of a decode step: GPU seconds without attended tokens, of each of them, host's floor, overhead;
+# Of a decode step: seconds alone without attended tokens, of each of them, host's floor, overhead;
 # all of it.
 Line = tuple[float, float, float, float, StepCost]
 
@@ -177,7 +177,7 @@ class Decoder:
     def _line(self, size: int) -> Line:
         """The cost of decode steps of `size` sequences, taken apart because it is needed so often."""
         cost = self.cost.decode(size)
-        return cost.gpu, cost.gpu_per_token, cost.host, cost.overhead, cost
+        return cost.alone, cost.gpu_per_token, cost.host, cost.overhead, cost
 
     def _state_demand(self, task: Task, cost: StepCost, steps: int) -> int:
         """Say what the batch asks of the GPU, and for how many of the `steps` that holds.
@@ -191,7 +191,7 @@ class Decoder:
             or batch.size != self._stated_size
             or batch.attended >= self._stated_until
         ):
-            alone = cost.gpu + cost.overhead
+            alone = cost.alone + cost.overhead
             rises = cost.bytes_per_token * alone >= cost.bytes * cost.gpu_per_token
             self._stated = cost.demand((REREAD if rises else 1.0) * batch.attended)
             self._stated_size = batch.size

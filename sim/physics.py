@@ -43,7 +43,7 @@ class Physics:
                 profile,
                 sm_share=parts[group],
                 eager=deployment.enforce_eager,
-                whole_device_grids=deployment.sharing == "green_contexts",
+                sharing=deployment.sharing,
             )
 
         sharing = sharing_for(deployment.sharing, profile, decode_first=deployment.decode_first)

@@ -198,7 +198,7 @@ class Scaled(NamedTuple):
         return self._scale(self.costs.decode(batch))
 
     def _scale(self, cost: StepCost) -> StepCost:
-        times = ("gpu", "gpu_per_token", "host", "overhead")
+        times = ("gpu", "gpu_per_token", "host", "overhead", "gaps")
         longer = {name: getattr(cost, name) * self.factor for name in times}
         slower = {name: getattr(cost, name) / self.factor for name in ("peak", "bandwidth")}
         return cost._replace(**longer, **slower)

@@ -27,6 +27,7 @@ FORMULAS = st.sampled_from([p for p in built_in_profiles() if not p.corrections]
 )
 PROFILES = FORMULAS | st.sampled_from(built_in_profiles())
 SHARES = st.just(1.0) | st.floats(0.01, 1.0)
+SHARINGS = st.sampled_from(("exclusive", "mps", "green_contexts"))
 
 
 @st.composite
@@ -126,10 +127,10 @@ def test_a_step_counts_what_work_counts(data: st.DataObject, model: Llm) -> None
     assert demand.kernels == sum(group.kernels for group in groups)
 
 
-@given(st.data(), st.sampled_from(gpus()), FORMULAS, st.floats(1, 4), SHARES, st.booleans())
+@given(st.data(), st.sampled_from(gpus()), FORMULAS, st.floats(1, 4), SHARES, SHARINGS)
 @settings(max_examples=50, deadline=None)
 def test_more_of_the_device_is_never_slower(
-    data: st.DataObject, device: Gpu, profile: Profile, factor: float, share: float, green: bool
+    data: st.DataObject, device: Gpu, profile: Profile, factor: float, share: float, sharing: str
 ) -> None:
     """More bandwidth, more FLOP/s or a larger share of the SMs never lengthens a step.
 
@@ -141,7 +142,7 @@ def test_more_of_the_device_is_never_slower(
     batch = data.draw(batches(None))
 
     def seconds(device: Gpu, share: float, profile: Profile = profile) -> float:
-        cost = CostModel(model, device, profile, sm_share=share, whole_device_grids=green)
+        cost = CostModel(model, device, profile, sm_share=share, sharing=sharing)
         return priced(cost, batch).seconds(batch.attended)
 
     now = seconds(device, share) * (1 + 1e-12)
@@ -223,6 +224,29 @@ def test_graphs_remove_the_host_floor() -> None:
     assert graphed.step(*prompt).host > 0.0
     piecewise = CostModel(model, device, replace(profile, graphed_prefill=True))
     assert piecewise.step(*prompt).host == 0.0
+
+
+@pytest.mark.parametrize("sharing", ["mps", "streams"])
+@given(st.data(), PROFILES, SHARES)
+@settings(max_examples=40, deadline=None)
+def test_kernels_follow_each_other_less_closely_where_others_may_run(
+    sharing: str, data: st.DataObject, profile: Profile, share: float
+) -> None:
+    """Alone under MPS and in streams a step that its host does not bind takes `shared_gap` longer
+    for each kernel, and asks for the same time of kernels.
+    """
+    model, batch = llm("meta-llama/Llama-3.1-8B"), data.draw(batches(None))
+    plain, loose = (
+        priced(CostModel(model, gpu("h200"), profile, sm_share=share, sharing=each), batch)
+        for each in ("time_slice", sharing)
+    )
+    before, after = (cost._replace(host=0.0).demand(batch.attended) for cost in (plain, loose))
+    longer = plain.kernels * profile.value("shared_gap")
+    assert after.seconds - before.seconds == pytest.approx(
+        longer, rel=1e-6, abs=1e-9 * after.seconds
+    )
+    assert after.seconds == pytest.approx(loose._replace(host=0.0).seconds(batch.attended))
+    assert after.busy == before.busy
 
 
 def test_both_phases_in_one_eager_step_take_the_host_longer() -> None:

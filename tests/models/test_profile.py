@@ -113,7 +113,7 @@ def test_values_can_be_replaced_within_their_bounds() -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        (changed(version=1), "version 1 is not supported; expected 9"),
+        (changed(version=1), "version 1 is not supported; expected 10"),
         (changed(colour="red"), "colour"),
         (changed(kind="guessed"), "kind"),
         (changed(parameters={}), "parameters.gemm_efficiency is missing"),

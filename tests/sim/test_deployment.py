@@ -102,9 +102,8 @@ def test_a_step_costs_what_it_does_on_the_sms_that_are_granted(
     profile, model = profile_for("h200"), llm("meta-llama/Llama-3.1-8B")
     costs = Physics.of(made, model, gpu("h200"), profile).costs
     for group, sms in zip(made.workers, (prefill, decode), strict=True):
-        green = sharing == "green_contexts"
         share = sms / gpu("h200").sms
-        exact = CostModel(model, gpu("h200"), profile, sm_share=share, whole_device_grids=green)
+        exact = CostModel(model, gpu("h200"), profile, sm_share=share, sharing=sharing)
         assert costs(group).step(512, 1, 131_328, 512) == exact.step(512, 1, 131_328, 512)
 
 

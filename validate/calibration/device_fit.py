@@ -1,7 +1,7 @@
 """The profile of a device from the raw measurements of its calibration.
 
-Five stages, each on what the one before left: single kernels; phases alone on the whole device;
-phases alone on shares of the SMs; phases in turns; phases beside each other. What no row decides
+Five stages, each on what the one before left: single kernels; phases alone in plain processes;
+phases alone where others may run, and on shares of the SMs; phases in turns; phases beside each other. What no row decides
 keeps the value of the start profile.
 """
 
@@ -60,8 +60,8 @@ class Stage(NamedTuple):
     learns: bool = False
 
 
-def _limited(row: StepRow) -> bool:
-    return row.alone and row.shares[0] < 1.0
+def _shared(row: StepRow) -> bool:
+    return row.alone and (row.shares[0] < 1.0 or row.sharing in SPATIAL)
 
 
 def _in_turns(row: StepRow) -> bool:
@@ -76,8 +76,9 @@ STAGES = (
         NOISE_ALONE,
     ),
     Stage(
-        "phases alone on shares of the SMs",
+        "phases alone under MPS, in streams and on shares of the SMs",
         {
+            "shared_gap": 5e-7,
             "compute_knee": 1.0,
             "bandwidth_knee": 0.18,
             "kv_knee": 0.6,
@@ -86,7 +87,7 @@ STAGES = (
             "tile_relief": 0.5,
             "bandwidth_bend": 3.0,
         },
-        _limited,
+        _shared,
         NOISE_ALONE,
     ),
     Stage(
@@ -199,14 +200,16 @@ def _with_launches(profile: Profile, rows: Sequence[StepRow]) -> Profile:
 
 
 def _rows_for(stage: Stage, rows: Sequence[StepRow]) -> list[StepRow]:
-    """The rows of a stage; of phases alone on the whole device those without MPS and streams.
+    """The rows of a stage; the first is for phases alone without MPS and streams.
 
-    Under these, decode steps are some per cent slower. Where they alone were measured (a CPU has
-    no time slices), they serve.
+    Under these decode steps are some per cent slower, which the second tells from the first. Where
+    none but these were measured (a CPU has no time slices), the first takes them.
     """
     chosen = [row for row in rows if stage.rows(row)]
-    plain = [row for row in chosen if whole(row) and row.sharing == "time_slice"]
-    return plain or chosen
+    plain = [row for row in rows if whole(row) and row.sharing == "time_slice"]
+    if stage.rows is whole:
+        return plain or chosen
+    return chosen if plain else [row for row in chosen if not whole(row)]
 
 
 def _decidable(stage: Stage, rows: Sequence[StepRow], gpu: Gpu) -> list[str]:
@@ -217,6 +220,8 @@ def _decidable(stage: Stage, rows: Sequence[StepRow], gpu: Gpu) -> list[str]:
         names.remove("launch_host")  # read off, not fitted
     if "second_wave" in names and not any(row.sharing == "green_contexts" for row in rows):
         names.remove("second_wave")
+    if "shared_gap" in names and not any(map(whole, rows)):
+        names.remove("shared_gap")
     if "yielded" in names and not any(row.decode_first for row in rows):
         names.remove("yielded")
     if gpu.name == "cpu":  # torch threads stand for SMs, and no power limits them

@@ -28,6 +28,7 @@ NEEDS: Mapping[str, str] = {
     "sampling_passes": "sampling for large batches",
     "sustained": "steps of long prompts that follow each other, beside GEMMs timed one by one",
     "kernel_gap": "CUDA graphs of many empty or short kernels",
+    "shared_gap": "a phase alone on the whole device under MPS, or in streams: decode of small batches",
     "launch_host": "eager steps of a small model, bound by the host",
     "step_overhead": "an engine's decode steps: time per token above that of the kernels",
     "sequence_overhead": "an engine's decode steps of batches of several sizes",

@@ -120,8 +120,9 @@ def title_of(row: StepRow, place: int) -> str:
 
 def group_of(row: StepRow) -> str:
     if row.alone:
-        if row.shares[0] == 1.0:
+        if row.shares[0] == 1.0 and row.sharing not in SPATIAL:
             return "alone"
-        return f"alone on a share, {row.sharing.replace('_', ' ')}"
+        on_a_share = " on a share" if row.shares[0] < 1.0 else ""
+        return f"alone{on_a_share}, {row.sharing.replace('_', ' ')}"
     crowd = "" if len(row.loads) == 2 else " of three or more"
     return f"{row.regime.replace('_', ' ')}{crowd}"

@@ -107,39 +107,38 @@ class Predictor:
         for cost, sizes in steps.items():
             cost.prepare(sizes)
 
-    def _make_cost(self, name: str, share: float, eager: bool, grids: bool) -> CostModel:
+    def _make_cost(self, name: str, share: float, eager: bool, sharing: str) -> CostModel:
         return CostModel(
             llm_named(name),
             self._gpu,
             self._profile,
             sm_share=share,
             eager=eager,
-            whole_device_grids=grids,
+            sharing=sharing,
         )
 
     def _cost_of(self, load: Load, share: float, sharing: str) -> CostModel:
-        grids = sharing == "green_contexts" and share < 1.0
-        return self._cost(load.llm, share, load.eager, grids)
+        return self._cost(load.llm, share, load.eager, sharing)
 
-    def demand(self, load: Load, share: float, sharing: str) -> Demand:
-        """What a step of *load* asks of its share of the device."""
+    def demand(self, load: Load, share: float, sharing: str, host: float | None = None) -> Demand:
+        """What a step of *load* asks of its share of the device; *host*: see `demands`."""
         cost = self._cost_of(load, share, sharing)
-        if not load.prompts:
-            return cost.decode(load.batch).demand(load.batch * load.context)
-        pairs, read = prompt_pairs(load.tokens, load.cached, cost.llm.sliding_window)
-        step = cost.step(*_size(load), load.prompts * pairs, load.prompts * read, load.batch)
+        if load.prompts:
+            pairs, read = prompt_pairs(load.tokens, load.cached, cost.llm.sliding_window)
+            step = cost.step(*_size(load), load.prompts * pairs, load.prompts * read, load.batch)
+        else:
+            step = cost.decode(load.batch)
+        if host is not None:
+            step = step._replace(host=host)
         return step.demand(load.batch * load.context)
 
     def demands(self, row: StepRow, hosts: Sequence[float | None] | None = None) -> list[Demand]:
         """What each lane of *row* asks; *hosts* are known seconds of its launches (None: modelled)."""
-        found = []
-        for place, (load, share) in enumerate(zip(row.loads, row.shares, strict=True)):
-            demand = self.demand(load, share, row.sharing)
-            host = None if hosts is None else hosts[place]
-            found.append(
-                demand if host is None else demand._replace(seconds=max(demand.busy, host))
-            )
-        return found
+        told = hosts or [None] * len(row.loads)
+        return [
+            self.demand(load, share, row.sharing, host)
+            for load, share, host in zip(row.loads, row.shares, told, strict=True)
+        ]
 
     def rates(self, row: StepRow, hosts: Sequence[float | None] | None = None) -> list[float]:
         """Steps per second of each lane of *row*."""

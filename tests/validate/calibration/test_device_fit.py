@@ -158,25 +158,29 @@ def test_rows_with_priorities_say_how_much_yields_to_them() -> None:
 
 
 def test_phases_alone_are_those_of_plain_processes() -> None:
-    """Steps that MPS slows say nothing of the kernels' gaps, unless nothing else was measured."""
+    """What MPS adds to the gaps between kernels is told from those of plain processes, and counts as
+    theirs where nothing else was measured.
+    """
     truth = TRUTH.with_values(kernel_gap=4e-7)
-    slower = TRUTH.with_values(kernel_gap=2e-6)
+    slower = truth.with_values(shared_gap=1.6e-6)
     loads = [Load(LLM, batch=batch, context=1024) for batch in (1, 4, 16, 64)]
 
     def alone(sharing: str, profile: Profile) -> list[dict[str, Any]]:
         rows = (StepRow(sharing, (load,), (1.0,), (1.0,), hosts=(0.0,)) for load in loads)
         return [record(measured(row, profile)) for row in rows]
 
-    start = TRUTH.with_values(kernel_gap=1e-6)
+    start = TRUTH.with_values(kernel_gap=1e-6, shared_gap=0.0)
     mixed, under_mps = (
-        fit_device(rows, SHEET, "bfloat16", start).profile.value("kernel_gap")
+        fit_device(rows, SHEET, "bfloat16", start).profile
         for rows in (
             alone("time_slice", truth) + alone("mps", slower),
             alone("mps", slower),
         )
     )
-    assert mixed == pytest.approx(4e-7, rel=1e-3)
-    assert under_mps == pytest.approx(2e-6, rel=1e-3)
+    assert mixed.value("kernel_gap") == pytest.approx(4e-7, rel=1e-3)
+    assert mixed.value("shared_gap") == pytest.approx(1.6e-6, rel=1e-3)
+    assert under_mps.value("kernel_gap") == pytest.approx(2e-6, rel=1e-3)
+    assert under_mps.value("shared_gap") == 0.0
 
 
 def test_a_launch_takes_what_the_quicker_launches_took() -> None:
