@@ -42,7 +42,7 @@ def part_alone() -> tuple[list[Score], list[str]]:
         "Fitted on Llama-3.1-8B and OPT-125m; judged on OPT-1.3B, Llama-3.2-3B, Qwen2.5-7B and on",
         "sizes of Llama-3.1-8B between those fitted. Bound by launches: a launch took the host 90 % of",
         "the step or more. Hosts differ from one second to the next, so the prediction is told what it",
-        "took; `modelled`: it is not. Another card: never calibrated, hours later.",
+        "took; `modelled`: it is not. Another card: never calibrated.",
         "`measured again`: the same phases on both cards.",
     ]
 
@@ -54,8 +54,8 @@ def part_corun() -> tuple[list[Score], list[str]]:
         "Pairs are of a prefill and a decode. Every row tells what its launches took the host, and the",
         "prediction is told. Noise: one of three repetitions against the mean of the other two. Baselines",
         "are told the same, and fitted to the same rows as the profile, where they have parameters.",
-        "Equals: no kernels have priority. Another card: it was never calibrated, and nobody looked at its",
-        "rows before the model was settled; the first card's were looked at while it was made.",
+        "Equals: no kernels have priority. The law of sharing was settled, on rows of other cards, before",
+        "any of these was measured. Another card: it was never calibrated.",
         "`by its power limit`: one parameter, `sustained`, is fitted to its phases alone.",
     ]
 
@@ -113,7 +113,9 @@ def part_public_engines() -> tuple[list[Score], list[str]]:
     """Engines end to end."""
     from splitwiser.validate.calibration.engine_accuracy import public_engines
 
-    judged, others, splits = [], [], []
+    judged: list[tuple[str, float]] = []
+    others: list[tuple[str, float]] = []
+    splits: list[str] = []
     for case in public_engines(DATA):
         splits.append(f"{case.title}: {case.split}.")
         stages = (

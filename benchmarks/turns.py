@@ -18,7 +18,7 @@ from splitwiser.models.profile import profile_for
 from splitwiser.validate.calibration.steps import Predictor, StepRow, read_steps
 
 RAW = Path(__file__).parent / "h200"
-FILES = ("calibration", "heldout-8", "heldout-13")
+FILES = ("calibration", "heldout-14", "heldout-15")
 HELD_BACK = 0.9  # of what its host allows: whose rate is above waits for its launches at times
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from splitwiser.models.gpu import Gpu
 from splitwiser.models.memory import DoesNotFit
 
-# MPS rounds a limit down to whole TPCs, of two SMs each: an H200 of 132 SMs grants 14 for 12 %,
-# 34 for 27 %, 100 for 77 %, 118 for 90 % (benchmarks/h200/calibration.jsonl: `sms` of its lanes).
+# MPS rounds a limit down to whole TPCs, of two SMs each: an H200 of 132 SMs grants 12 for 10 %,
+# 32 for 25 %, 98 for 75 %, 118 for 90 % (benchmarks/h200/calibration.jsonl: `sms` of its lanes).
 TPC = 2
 _FEW = 1e-9  # rounding of whole numbers that were divided
 

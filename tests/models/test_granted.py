@@ -72,7 +72,7 @@ def test_mps_grants_an_h200_what_was_measured() -> None:
         lane for record in records if record.get("sharing") == "mps" for lane in record["lanes"]
     ]
     granted = {lane["sm_percent"]: lane["sms"] for lane in lanes if lane["sm_percent"]}
-    assert len(granted) > 10
+    assert len(granted) >= 10
     shares = sm_shares("mps", list(granted), gpu("h200"))
     assert [132 * share for share in shares] == pytest.approx(list(granted.values()))
 

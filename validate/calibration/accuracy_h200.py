@@ -1,8 +1,8 @@
 """How well the H200 profile predicts rows that it was not fitted to, and what its effects are worth.
 
-The rows are committed: the profile is fitted to `calibration.jsonl`; `heldout-8.jsonl` was drawn at
-random and measured on the same card right after it, `heldout-13.jsonl` hours later on
-another card, by another seed.
+The rows are committed: the profile is fitted to `calibration.jsonl`; `heldout-14.jsonl` was drawn at
+random and measured on the same card right after it, `heldout-15.jsonl` on another card, by
+another seed.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class H200:
             sheet,
             profile_for("h200"),
             tuple(row for row in fitted if not row.alone),
-            unseen("heldout-8.jsonl"),
-            unseen("heldout-13.jsonl"),
+            unseen("heldout-14.jsonl"),
+            unseen("heldout-15.jsonl"),
         )
 
 

@@ -156,8 +156,9 @@ def _equals(large: str, prefills: Sequence[int], decodes: Sequence[int]) -> Iter
     yield Point(((d, batch), (p, prefill(SMALL, 512, 20))))
 
 
-PREFILL_SHARES = (None, 90.0, 77.0, 64.0, 51.0, 38.0, 24.0)
-DECODE_SHARES = (None, 90.0, 74.0, 58.0, 42.0, 27.0, 12.0)
+# Limits that a plan proposes (sim/candidates.py) are among them: kernels jump from one to the next.
+PREFILL_SHARES = (None, 90.0, 75.0, 60.0, 50.0, 37.0, 24.0)
+DECODE_SHARES = (None, 90.0, 70.0, 50.0, 40.0, 25.0, 10.0)
 
 
 def _mps(large: str) -> Stage:
@@ -184,17 +185,17 @@ def _mps(large: str) -> Stage:
         points += alone(place, [decode(large, b, c) for b, c in SHARE_DECODES[place % 2 :: 2]])
     points += pairs(large, (p, d), free, 80)
     points += pairs(large, (p, equal), level, 28)
-    points += pairs(large, (first[2], limited_equal), level, 6)  # 77 and 42 %
+    points += pairs(large, (first[2], limited_equal), level, 6)  # 75 and 40 %
     for both in product(first, second):
         if both != (p, d):
             points += pairs(large, both, limited, 3)
     points += _equals(large, (p, others[0]), (d, *others[1:]))
     points += alike(large, (p, others[0]), (d, others[1]), twofold, 12)
-    for one, two in ((2, 4), (3, 5), (4, 5)):  # 77 and 51, 64 and 38, 51 and 38 % for prefills
+    for one, two in ((2, 4), (3, 5), (4, 5)):  # 75 and 50, 60 and 37, 50 and 37 % for prefills
         points += alike(large, (first[one], first[two]), (second[one], second[two]), twofold, 4)
     points += crowds(large, ((p, others[0]), (d, others[1])), crowded, 15)
-    points += crowds(large, (first[2:4], second[2:4]), crowded, 9)  # 77, 64 and 74, 58 %
-    points += crowds(large, (first[4::2], second[4:6]), crowded, 9)  # 51, 24 and 42, 27 %
+    points += crowds(large, (first[2:4], second[2:4]), crowded, 9)  # 75, 60 and 70, 50 %
+    points += crowds(large, (first[4::2], second[4:6]), crowded, 9)  # 50, 24 and 40, 25 %
     points += _limited_equals(large, second[2], second[3], second[5], first[2])
     return Stage("mps", lanes, tuple(points))
 
