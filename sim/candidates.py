@@ -15,8 +15,7 @@ TOKEN_BUDGETS = (512, 1024, 2048, 4096, 8192)
 # Prefill's percentage of the SMs, and decode's: apart, and overlapping.
 SM_PERCENT = ((50, 50), (60, 40), (75, 25), (80, 20), (90, 10), (100, 50), (100, 25))
 PROCESSES = ((2, 1), (1, 2))  # prefill's and decode's, without limits
-GREEN_SHARES = (0.6, 0.75)  # prefill's
-GREEN_SMS = 8  # SMs of a partition come in multiples of this (CUDA driver API, compute 9.0)
+GREEN_PERCENT = ((60, 40), (75, 25))  # of green contexts: what SMs they get, `granted` says
 SMALL_MODEL = 3e9  # parameters: below, a step leaves SMs idle, and four engines may gain
 
 
@@ -46,13 +45,8 @@ def _all(llm: Llm, gpu: Gpu) -> Iterator[Deployment]:
         yield from (_split("mps", processes=processes) for processes in PROCESSES)
         for prefill, decode in SM_PERCENT:
             yield _split("mps", prefill, decode)
-        for share in GREEN_SHARES:
-            prefill_sms = max(1, round(share * gpu.sms / GREEN_SMS)) * GREEN_SMS
-            decode_sms = (gpu.sms - prefill_sms) // GREEN_SMS * GREEN_SMS
-            if decode_sms > 0:
-                yield _split(
-                    "green_contexts", 100 * prefill_sms / gpu.sms, 100 * decode_sms / gpu.sms
-                )
+        for prefill, decode in GREEN_PERCENT:
+            yield _split("green_contexts", prefill, decode)
         yield _split("streams")
         yield from (_replicas(count, "mps") for count in engines)
     yield _split("time_slice")

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from splitwiser.models.catalogue import llm
-from splitwiser.models.gpu import gpu
+from splitwiser.models.gpu import gpu, gpus
 from splitwiser.models.memory import DoesNotFit
 from splitwiser.models.profile import profile_for
 from splitwiser.sim.answer import Plan
 from splitwiser.sim.candidates import candidates
 from splitwiser.sim.deployment import Workers, chunked, continuous, replicas, sequential, split
-from splitwiser.sim.physics import memory_plan
+from splitwiser.sim.physics import granted, memory_plan
 from splitwiser.sim.plan import middle, plan
 from splitwiser.sim.simulate import simulate
 from splitwiser.traces.presets import preset
@@ -256,15 +256,15 @@ def test_candidates_differ_and_have_names_of_their_own(name: str) -> None:
             memory_plan(deployment, LLAMA, gpu(name), profile_for(name))
 
 
-def test_green_contexts_are_whole_partitions() -> None:
-    """The SMs of a green context come in eights, and all parts together fit the GPU."""
-    for name in ("h200", "h100-sxm", "a100-80gb", "a10", "l4"):
-        device = gpu(name)
-        for deployment in candidates(LLAMA, device):
-            if deployment.sharing == "green_contexts":
-                sms = [g.sm_percent * device.sms / 100 for g in deployment.workers if g.sm_percent]
-                assert [n % 8 for n in sms] == pytest.approx([0, 0], abs=1e-9)
-                assert sum(sms) <= device.sms
+def test_green_contexts_share_all_sms() -> None:
+    """Every GPU grants the candidates' green contexts whole partitions that have all its SMs."""
+    for device in gpus():
+        parted = [d for d in candidates(LLAMA, device) if d.sharing == "green_contexts"]
+        assert len(parted) == (0 if device.name == "cpu" else 2)
+        for deployment in parted:
+            shares = list(granted(deployment, device).values())
+            assert sum(shares) == pytest.approx(1.0)
+            assert shares[0] > shares[1] > 0.1
 
 
 def test_engine_flags_hold_for_every_candidate() -> None:
