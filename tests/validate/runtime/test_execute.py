@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from splitwiser.models.catalogue import llm as llm_named
+from splitwiser.models.gpu import gpu
 from splitwiser.models.llm import Llm
 from splitwiser.sim.deployment import (
     PRESETS,
@@ -24,6 +25,7 @@ from splitwiser.sim.deployment import (
     sequential,
     split,
 )
+from splitwiser.sim.simulate import simulate
 from splitwiser.traces.trace import Trace
 from splitwiser.validate import execute
 from splitwiser.validate.runtime.execute import prompt_tokens
@@ -253,6 +255,20 @@ def test_until_and_progress_end_a_run() -> None:
         progress=lambda done, known: asked.append(done) or done < 1,
     )  # fmt: skip
     assert 1 <= result.completed.sum() < 12
+
+
+def test_the_blocks_of_padding_serve_others() -> None:
+    """A batch fits that needs the padding's blocks while prompts are computed, and its rows' own
+    contexts alone after that: nobody is preempted, in the simulation either.
+    """
+    trace = Trace(np.zeros(2), np.array([100, 4]), np.array([60, 60]))
+    deployment = sequential().override(num_gpu_blocks=15)  # 7 + 7 padded, then 7 + 1 to 10 + 4
+    made = execute(trace, deployment, llm_named(LLAMA), "cpu", warmup=0)
+    told = simulate(trace, deployment, llm_named(LLAMA), gpu("cpu"))
+    for result in (made, told):
+        assert result.completed.all()
+        assert result.scheduled[0] == result.scheduled[1]
+        assert not result.preemptions.any()
 
 
 def test_an_ended_row_never_outgrows_its_table() -> None:

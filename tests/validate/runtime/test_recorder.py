@@ -48,7 +48,7 @@ def served(preset: str, seed: int, order: str = "fcfs", preemption: str = "recom
         max_concurrency=int(rng.integers(3, 40)),
     )
     deployment = PRESETS[preset]().override(
-        num_gpu_blocks=60, startup_s=0.01, order=order, preemption=preemption
+        num_gpu_blocks=40, startup_s=0.01, order=order, preemption=preemption
     )
     return simulate(trace, deployment, llm("facebook/opt-125m"), gpu("a100-80gb"))
 
