@@ -261,13 +261,14 @@ def test_the_blocks_of_padding_serve_others() -> None:
     """A batch fits that needs the padding's blocks while prompts are computed, and its rows' own
     contexts alone after that: nobody is preempted, in the simulation either.
     """
-    trace = Trace(np.zeros(2), np.array([100, 4]), np.array([60, 60]))
+    # The first fills the pool by itself, so that the others wait and make one batch.
+    trace = Trace(np.zeros(3), np.array([130, 100, 4]), np.array([100, 60, 60]))
     deployment = sequential().override(num_gpu_blocks=15)  # 7 + 7 padded, then 7 + 1 to 10 + 4
     made = execute(trace, deployment, llm_named(LLAMA), "cpu", warmup=0)
     told = simulate(trace, deployment, llm_named(LLAMA), gpu("cpu"))
     for result in (made, told):
         assert result.completed.all()
-        assert result.scheduled[0] == result.scheduled[1]
+        assert result.scheduled[0] < result.scheduled[1] == result.scheduled[2]
         assert not result.preemptions.any()
 
 
