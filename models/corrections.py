@@ -68,10 +68,11 @@ class Surface:
         self._axes = [[math.log(point) for point in axis] for axis in axes]
         self._logs = logs.reshape([len(axis) for axis in axes])
         self._rows: list[list[float]] = np.atleast_2d(self._logs).tolist()
+        self._first = np.array(self._axes[0])  # interp would make one of the list each time
 
     def along(self, sizes: ArrayLike) -> NDArray[np.float64]:
         """Return the factors at *sizes* of the only axis, constant beyond its ends."""
-        return np.exp(np.interp(np.log(np.maximum(sizes, 1e-300)), self._axes[0], self._logs))
+        return np.exp(np.interp(np.log(np.maximum(sizes, 1e-300)), self._first, self._logs))
 
     def at(self, first: float, second: float) -> float:
         """Return the factor at a point of two axes, constant beyond their ends."""

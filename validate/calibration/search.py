@@ -12,7 +12,8 @@ from splitwiser.validate.calibration.coordinates import Array, Search
 Residuals = Callable[[Array], Array]
 ErrorsOf = Callable[[Mapping[str, float]], Array]
 
-TOLERANCE = 1e-6  # gain of the loss that moves parameters by less than 1 % of their standard errors
+GAIN = 1e-5  # of the loss, that moves parameters by less than 1 % of their standard errors
+MOVE = 1e-6  # of coordinates, as a part: where rows are exact, every step gains much
 SMOOTH = 1e-3  # step of the differences up to which residuals are taken to be smooth
 PRESS = 0.05  # step from a bound that shows whether rows move with the parameter
 FLOOR = 1e-3  # scatter below which rows are called exact: measurements repeat no better
@@ -111,11 +112,18 @@ def scatter_of(residuals: Array, parameters: int, noise: float) -> float:
 
 
 def _on(free: Search, errors: ErrorsOf, kept: Mapping[str, float]) -> Residuals:
-    """Return the residuals as a function of the coordinates, the *kept* values held."""
+    """Return the residuals as a function of the coordinates, the *kept* values held.
+
+    Those of the last coordinates are kept too: a search asks for them, and then for slopes there.
+    """
     held = dict(kept)
+    last: tuple[bytes, Array] | None = None
 
     def residuals(at: Array) -> Array:
-        return errors({**held, **free.values(at)})
+        nonlocal last
+        if last is None or last[0] != at.tobytes():
+            last = at.tobytes(), errors({**held, **free.values(at)})
+        return last[1]
 
     return residuals
 
@@ -183,9 +191,9 @@ def _solve(
         loss="soft_l1",
         f_scale=noise,
         x_scale="jac",
-        ftol=TOLERANCE,
-        xtol=TOLERANCE,
-        gtol=TOLERANCE,
+        ftol=GAIN,
+        xtol=MOVE,
+        gtol=MOVE,
         max_nfev=tries,
     )
     return np.asarray(solution.x, dtype=float)
