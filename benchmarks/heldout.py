@@ -19,6 +19,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from measured import progress
 
 from splitwiser.validate.calibration.measure import measure
 from splitwiser.validate.calibration.plans import LARGE, gpu_plan
@@ -209,13 +210,9 @@ def main() -> int:
     options = parser.parse_args()
     device = device_named(options.device)
     memory = float(provenance(device).get("memory_bytes") or 0.0)
-    seconds = measure(plan(options.seed, memory), device, options.out, progress=_progress)
+    seconds = measure(plan(options.seed, memory), device, options.out, progress=progress)
     print(f"measured in {seconds:.0f} s: {options.out}", file=sys.stderr)
     return 0
-
-
-def _progress(done: int, total: int, what: str) -> None:
-    print(f"{done}/{total} {what}", file=sys.stderr)
 
 
 if __name__ == "__main__":

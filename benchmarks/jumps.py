@@ -9,22 +9,20 @@ through their logarithms, and how far the shipped profile is from each. Interrup
 
 from __future__ import annotations
 
-import argparse
 import sys
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+from measured import h200_rows
 from numpy.typing import NDArray
 
 from splitwiser.models.gpu import gpu
 from splitwiser.models.profile import profile_for
-from splitwiser.validate.calibration.measure import measure
 from splitwiser.validate.calibration.plans import LARGE
 from splitwiser.validate.calibration.points import Plan, Point, Stage
 from splitwiser.validate.calibration.step_plans import D, P, decode, prefill
-from splitwiser.validate.calibration.steps import Predictor, StepRow, read_steps
-from splitwiser.validate.runtime.device import device_named
+from splitwiser.validate.calibration.steps import Predictor, StepRow
 
 RAW = Path(__file__).parent / "h200" / "jumps.jsonl"
 CENTRES, DECODES = (520, 1400, 2700), ((4, 800), (48, 1000))  # tokens; sequences at a context
@@ -74,15 +72,8 @@ def table(rows: list[StepRow], errors: NDArray[np.float64]) -> list[str]:
 
 def main() -> int:
     """Measure if asked to, print, and return the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--out", type=Path, help="measure, into this file of raw measurements")
-    options = parser.parse_args()
-    if options.out is not None:
-        measure(plan(), device_named(options.device), options.out, progress=_progress)
-    sheet = gpu("h200")
-    rows = read_steps(options.out or RAW, sheet.sms)
-    model = Predictor(sheet, profile_for("h200"))
+    rows = h200_rows(__doc__, plan(), RAW)
+    model = Predictor(gpu("h200"), profile_for("h200"))
     predicted = np.array([model.rates(row, row.hosts) for row in rows])
     errors = np.array([row.rates for row in rows]) / predicted - 1.0
     print(*table(rows, errors), sep="\n")
@@ -93,10 +84,6 @@ def main() -> int:
         "\nscatter is the host's."
     )
     return 0
-
-
-def _progress(done: int, total: int, what: str) -> None:
-    print(f"{done}/{total} {what}", file=sys.stderr)
 
 
 if __name__ == "__main__":

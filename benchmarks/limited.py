@@ -10,20 +10,19 @@ Interrupted, it goes on.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
+from measured import h200_rows
+
 from splitwiser.models.gpu import gpu
 from splitwiser.models.profile import profile_for
-from splitwiser.validate.calibration.measure import measure
 from splitwiser.validate.calibration.plans import LARGE
 from splitwiser.validate.calibration.points import Lane, Plan, Point, Stage
 from splitwiser.validate.calibration.step_plans import alone, decode, prefill
-from splitwiser.validate.calibration.steps import Predictor, StepRow, read_steps
-from splitwiser.validate.runtime.device import device_named
+from splitwiser.validate.calibration.steps import Predictor, StepRow
 
 RAW = Path(__file__).parent / "h200" / "limited.jsonl"
 PREFILL, DECODE = 75.0, 25.0  # per cent of the SMs
@@ -81,19 +80,9 @@ def table(rows: Sequence[StepRow], model: Predictor) -> Iterator[str]:
 
 def main() -> int:
     """Measure if asked to, print, and return the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--out", type=Path, help="measure, into this file of raw measurements")
-    options = parser.parse_args()
-    if options.out is not None:
-        measure(plan(), device_named(options.device), options.out, progress=_progress)
-    rows = read_steps(options.out or RAW, gpu("h200").sms)
+    rows = h200_rows(__doc__, plan(), RAW)
     print(*table(rows, Predictor(gpu("h200"), profile_for("h200"))), sep="\n")
     return 0
-
-
-def _progress(done: int, total: int, what: str) -> None:
-    print(f"{done}/{total} {what}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ class Workers:
     """A group of equal processes (a `[[workers]]` table).
 
     `scheduler` says how a process with `phase = "both"` makes its batches: "static" (the batch runs
-    to its end, padded), "continuous" (prefill first, vLLM v0) or "chunked" (decodes and prompt
-    chunks in one step under a token budget, Sarathi and vLLM v1). `sm_percent` limits each process
-    to that part of the SMs (None: no limit). `max_num_batched_tokens` is the token budget of a
-    step, `max_num_seqs` the most sequences at a time, as in vLLM.
+    to its end, its prompts padded), "continuous" (prefill first, vLLM v0) or "chunked" (decodes and
+    prompt chunks in one step under a token budget, Sarathi and vLLM v1). `sm_percent` limits each
+    process to that part of the SMs (None: no limit). `max_num_batched_tokens` is the token budget
+    of a step, `max_num_seqs` the most sequences at a time, as in vLLM.
     """
 
     phase: str = "both"

@@ -226,6 +226,22 @@ def test_graphs_remove_the_host_floor() -> None:
     assert piecewise.step(*prompt).host == 0.0
 
 
+def test_green_contexts_pay_for_whole_device_grids() -> None:
+    """On a part of the SMs a long prompt takes longer in a green context than under MPS by what
+    second waves cost, and on all SMs no longer.
+    """
+    model, profile = llm("meta-llama/Llama-3.1-8B"), profile_for("a10").with_values(shared_gap=0.0)
+
+    def gpu_seconds(sharing: str, share: float, second_wave: float) -> float:
+        each = profile.with_values(second_wave=second_wave)
+        cost = CostModel(model, gpu("h200"), each, sm_share=share, sharing=sharing)
+        return cost.step(4096, 1, *prompt_pairs(4096, 0)).gpu
+
+    assert gpu_seconds("green_contexts", 0.5, 0.5) > 1.1 * gpu_seconds("mps", 0.5, 0.5)
+    assert gpu_seconds("green_contexts", 0.5, 0.0) == gpu_seconds("mps", 0.5, 0.0)
+    assert gpu_seconds("green_contexts", 1.0, 0.5) == gpu_seconds("mps", 1.0, 0.5)
+
+
 @pytest.mark.parametrize("sharing", ["mps", "streams"])
 @given(st.data(), PROFILES, SHARES)
 @settings(max_examples=40, deadline=None)

@@ -257,7 +257,7 @@ def test_candidates_differ_and_have_names_of_their_own(name: str) -> None:
 
 
 def test_green_contexts_share_all_sms() -> None:
-    """Every GPU grants the candidates' green contexts whole partitions that have all its SMs."""
+    """Every GPU grants the green contexts of its candidates, and they have all its SMs."""
     for device in gpus():
         parted = [d for d in candidates(LLAMA, device) if d.sharing == "green_contexts"]
         assert len(parted) == (0 if device.name == "cpu" else 2)

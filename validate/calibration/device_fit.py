@@ -1,8 +1,8 @@
 """The profile of a device from the raw measurements of its calibration.
 
 Five stages, each on what the one before left: single kernels; phases alone in plain processes;
-phases alone where others may run, and on shares of the SMs; phases in turns; phases beside each other. What no row decides
-keeps the value of the start profile.
+phases alone where others may run, and on shares of the SMs; phases in turns; phases beside each
+other. What no row decides keeps the value of the start profile.
 """
 
 from __future__ import annotations

@@ -12,7 +12,13 @@ from splitwiser.models.gpu import gpu
 from splitwiser.models.profile import Profile, profile_for
 from splitwiser.validate.calibration.device_fit import NOISE_BESIDE, STAGES, fit_device
 from splitwiser.validate.calibration.fitting import fit
-from splitwiser.validate.calibration.observed_steps import beside, hosts_of, launches, observe
+from splitwiser.validate.calibration.observed_steps import (
+    beside,
+    group_of,
+    hosts_of,
+    launches,
+    observe,
+)
 from splitwiser.validate.calibration.points import Load
 from splitwiser.validate.calibration.steps import Predictor, StepRow
 
@@ -171,16 +177,26 @@ def test_phases_alone_are_those_of_plain_processes() -> None:
 
     start = TRUTH.with_values(kernel_gap=1e-6, shared_gap=0.0)
     mixed, under_mps = (
-        fit_device(rows, SHEET, "bfloat16", start).profile
+        fit_device(rows, SHEET, "bfloat16", start)
         for rows in (
             alone("time_slice", truth) + alone("mps", slower),
             alone("mps", slower),
         )
     )
-    assert mixed.value("kernel_gap") == pytest.approx(4e-7, rel=1e-3)
-    assert mixed.value("shared_gap") == pytest.approx(1.6e-6, rel=1e-3)
-    assert under_mps.value("kernel_gap") == pytest.approx(2e-6, rel=1e-3)
-    assert under_mps.value("shared_gap") == 0.0
+    assert mixed.profile.value("kernel_gap") == pytest.approx(4e-7, rel=1e-3)
+    assert mixed.profile.value("shared_gap") == pytest.approx(1.6e-6, rel=1e-3)
+    assert under_mps.profile.value("kernel_gap") == pytest.approx(2e-6, rel=1e-3)
+    assert under_mps.profile.value("shared_gap") == 0.0
+    assert [len(found.fits) for found in (mixed, under_mps)] == [2, 1]
+
+
+def test_phases_alone_are_told_apart_in_reports() -> None:
+    """Who may run beside a phase, and on which SMs, each has a group of its own."""
+    kinds = [("time_slice", 1.0), ("mps", 1.0), ("mps", 0.5), ("streams", 1.0)]
+    kinds.append(("green_contexts", 0.5))
+    load = Load(LLM, batch=1, context=100)
+    groups = {group_of(StepRow(sharing, (load,), (share,), (1.0,))) for sharing, share in kinds}
+    assert len(groups) == len(kinds)
 
 
 def test_a_launch_takes_what_the_quicker_launches_took() -> None:
